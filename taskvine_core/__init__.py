@@ -1,0 +1,1 @@
+"""taskvine_core"""
