@@ -25,7 +25,8 @@ PROTOCOL_VERSION = 1
 
 
 class WorkerHello(NamedTuple):
-    """First message of a worker. ``end_time`` 0 = no walltime known. ``transfer_port`` 0 = cannot serve peers."""
+    """First message of a worker. ``end_time`` 0 = no walltime known. ``transfer_port`` 0 = cannot serve peers.
+    ``job_id``: the factory's own id of the batch job this worker runs in, "" when started by hand."""
 
     worker_id: str
     hostname: str
@@ -39,6 +40,7 @@ class WorkerHello(NamedTuple):
     end_time: float
     idle_timeout_s: float
     factory_name: str
+    job_id: str
 
 
 class CacheEntry(NamedTuple):
