@@ -30,9 +30,11 @@ class FileDecl(NamedTuple):
         sha256: digest of the object when known (see dataplane: for a directory, of its entry stream), else b"".
         peer_transfer: workers may copy it among themselves.
         mode: permission bits, 0 = keep those of the source.
-        data: content of a buffer that is an input, else b"".
+        data: content of an input buffer of at most INLINE_MAX_BYTES; larger ones are put in a staging file that
+            ``source`` names. A VINE_BUFFER with neither is an output read back by the program.
         mini_task: the producing task of a VINE_MINI_TASK, else None.
         mini_source: which sandbox name of that task is the object.
+        is_dir: a directory (as far as known when declared).
     """
 
     name: str
@@ -46,6 +48,7 @@ class FileDecl(NamedTuple):
     data: bytes = b""
     mini_task: TaskSpec | None = None
     mini_source: str = ""
+    is_dir: bool = False
 
     @property
     def shareable(self) -> bool:
