@@ -104,7 +104,9 @@ class OutputReport(NamedTuple):
     """One declared output that was produced and now is in the cache under ``name``.
 
     ``inline`` holds the bytes when the object is a regular file of at most INLINE_MAX_BYTES and the dispatch asked
-    for it (OutputOrder.want_inline), else None. ``mode`` are permission bits, ``is_dir`` tells a directory.
+    for it (Dispatch.want_inline), else None. ``mode`` are permission bits, ``is_dir`` tells a directory.
+    An inlined output of cache level task is not kept at the worker: manager and worker both forget it at once.
+    Inputs mounted with remote name "" are only needed in the cache (the function of a Python task).
     """
 
     name: str
