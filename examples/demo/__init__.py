@@ -1,0 +1,1 @@
+"""The demo behind ``make demo``: a map-reduce analysis of real CMS events on workers that a factory starts."""
