@@ -1,12 +1,13 @@
 """How managers are found without a server: one small JSON file per manager in a directory of the user.
 
-Owns the format, the heartbeat and the judgement which files are of live managers. Must not know sockets, messages or
-what a manager does; standard library only and cheap to import, since every worker and factory loads it.
+Owns the format, the heartbeat and the judgement which files are of live managers. Must not know sockets,
+messages or what a manager does; standard library only and cheap to import, since every worker and factory
+loads it.
 
-The directory may lie on a home shared by many hosts. A record written on this machine is judged by its process and by
-the monotonic clock both sides share. A record of another host is judged by age alone, and that age is the difference of
-two modification times made by the same file server: the record's and that of a probe file touched now. So clocks of
-hosts may differ by any amount.
+The directory may lie on a home shared by many hosts. A record written on this machine is judged by its
+process and by the monotonic clock both sides share. A record of another host is judged by age alone, and
+that age is the difference of two modification times made by the same file server: the record's and that of a
+probe file touched now. So clocks of hosts may differ by any amount.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class ManagerRecord(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What one look into the directory gave: live managers (best first), and file names ignored with the reason."""
+    """What one look into the directory gave: live managers (best first), and file names ignored with the
+    reason."""
 
     directory: Path
     managers: list[ManagerRecord]
@@ -109,7 +111,8 @@ def host_identity() -> str:
 
 
 def process_start(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; 0 when there is no such process, None when unknown."""
+    """Start time of a process in clock ticks since boot; 0 when there is no such process, None when
+    unknown."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:
             fields = stream.read().rpartition(b")")[2].split()
@@ -123,8 +126,8 @@ def process_start(pid: int) -> int | None:
 class Advertiser:
     """Keeps one record of one manager in the directory, for as long as ``publish`` is called.
 
-    The first ``publish`` writes before it returns. Later ones hand the record to a thread, so that a file server that
-    does not answer never stops the manager.
+    The first ``publish`` writes before it returns. Later ones hand the record to a thread, so that a file
+    server that does not answer never stops the manager.
 
     Args:
         directory: where to write; None = the user's default.
@@ -148,12 +151,12 @@ class Advertiser:
     def publish(self, record: Mapping[str, object]) -> None:
         """Write or renew the record (call it every ADVERTISE_INTERVAL_S).
 
-        ``project`` and ``port`` are required; ``host``, ``addresses`` and ``pid`` are filled in. Keys that sound like
-        secrets are left out. The mapping must not be changed afterwards.
+        ``project`` and ``port`` are required; ``host``, ``addresses`` and ``pid`` are filled in. Keys that
+        sound like secrets are left out. The mapping must not be changed afterwards.
 
         Raises:
-            DiscoveryError: the first write failed, or the record lacks a required key. Later failures are kept in
-                ``last_error`` and tried again at the next call.
+            DiscoveryError: the first write failed, or the record lacks a required key. Later failures are
+                kept in ``last_error`` and tried again at the next call.
         """
         if self._path is None:
             name = f"{os.uname().nodename[:MAX_TEXT // 4]}-{self._pid}-{os.urandom(4).hex()}{_SUFFIX}"
@@ -380,7 +383,8 @@ def _malformed(raw: Mapping[str, object]) -> str:
 
 
 def _age(entry: _Entry, here: str, clock: _ServerClock) -> float | str:
-    """Seconds since the last heartbeat of a live manager, or why it is not live; removes files of dead ones."""
+    """Seconds since the last heartbeat of a live manager, or why it is not live; removes files of dead
+    ones."""
     raw = entry.raw
     if here and raw["host_identity"] == here:
         start = process_start(int(str(raw["pid"])))
