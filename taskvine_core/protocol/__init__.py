@@ -1,1 +1,1 @@
-"""Bytes in, events out: framing, handshake, messages. No sockets, no roles beyond a label."""
+"""The control protocol: messages, codec, frames, handshake, session. Bytes in, events out; no I/O."""

@@ -1,0 +1,330 @@
+"""Messages to bytes and back, with every type, length and nesting checked on the way in.
+
+Owns the msgpack form of a batch of messages: an array of arrays ``[number, field, ...]``. What a field may be is
+read once from the annotations of the message class, at the first message of that class. Must not know frames,
+keys, sockets, or what a message means: names and paths inside messages are checked by who uses them.
+
+Bytes from a peer raise RemoteProtocolError and nothing else. There is no limit besides the length of the frame,
+which the sender knows too: whatever ``pack`` accepts and fits in a frame is readable at the other end.
+"""
+
+from __future__ import annotations
+
+import threading
+import types
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from taskvine_core.errors import LocalProtocolError, RemoteProtocolError
+from taskvine_core.protocol import messages as vocabulary
+
+#: How text that is not UTF-8 travels (commands, paths, environment): as os.fsdecode() reads it, both ways.
+UNICODE_ERRORS = "surrogateescape"
+
+#: Payloads above this are walked once without building anything before they are built. msgpack's C code allocates
+#: an announced array before its elements arrive, once per nesting level (1024 levels): below this size that is
+#: at most 6 MB and the walk costs more than the rest, above it the walk adds a third of the unpacking time.
+WALK_FIRST_BYTES = 2048
+
+#: Signatures remembered per class. Optional fields make several valid ones; a peer must not be able to add more.
+MAX_SIGNATURES = 32
+
+#: Most characters of a peer's text that are repeated in an error.
+QUOTE_CHARS = 80
+
+_LOOKS = {int: "int", float: "float", str: "str", bytes: "bytes", bool: "bool", tuple: "array", dict: "map",
+          type(None): "nil"}
+_new: Callable[[Any, Any], Any] = tuple.__new__
+_Convert = Callable[[Any], Any]
+
+
+class _Fault(Exception):
+    """A value that does not fit its annotation; ``where`` grows while it climbs to the message."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(where, why)
+        self.where = where
+        self.why = why
+
+
+class _Plan(NamedTuple):
+    """How a value of one annotation is checked.
+
+    Args:
+        wire: types msgpack may deliver that need no look inside (for scalars: that are the value).
+        convert: checks what is inside and builds the value; None when ``wire`` says it all.
+        also: types accepted in its place that ``convert_also`` turns into it (an int for a float).
+    """
+
+    wire: tuple[type, ...]
+    convert: _Convert | None = None
+    also: type | None = None
+    convert_also: _Convert | None = None
+
+
+def _looks(kinds: Sequence[type]) -> str:
+    return " or ".join(_LOOKS.get(kind, kind.__name__) for kind in kinds)
+
+
+def _mismatch(plan: _Plan, value: object) -> NoReturn:
+    raise _Fault("", f"expected {_looks(plan.wire)}, got {_LOOKS.get(type(value), type(value).__name__)}")
+
+
+def _slow(plan: _Plan, value: Any) -> Any:
+    """Check and build one value, with the reason when it does not fit."""
+    kind = type(value)
+    if kind in plan.wire:
+        return value if plan.convert is None else plan.convert(value)
+    if kind is plan.also and plan.convert_also is not None:
+        return plan.convert_also(value)
+    _mismatch(plan, value)
+
+
+def _int_as_float(value: int) -> float:
+    return float(value)
+
+
+def _sequence_plan(element: _Plan) -> _Plan:
+    """``tuple[X, ...]``."""
+    wire = frozenset(element.wire)
+
+    def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        convert = element.convert
+        if wire.issuperset(map(type, values)):
+            if convert is None:
+                return values
+            try:
+                return tuple(map(convert, values))
+            except _Fault:
+                pass  # told again below, with the index
+        built = []
+        for index, value in enumerate(values):
+            try:
+                built.append(_slow(element, value))
+            except _Fault as fault:
+                raise _Fault(f"[{index}]{fault.where}", fault.why) from None
+        return tuple(built)
+
+    return _Plan((tuple,), each)
+
+
+def _fixed_plan(elements: Sequence[_Plan]) -> _Plan:
+    """``tuple[A, B]``."""
+
+    def all_of(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(values) != len(elements):
+            raise _Fault("", f"expected {len(elements)} elements, got {len(values)}")
+        built = []
+        for index, (plan, value) in enumerate(zip(elements, values, strict=True)):
+            try:
+                built.append(_slow(plan, value))
+            except _Fault as fault:
+                raise _Fault(f"[{index}]{fault.where}", fault.why) from None
+        return tuple(built)
+
+    return _Plan((tuple,), all_of)
+
+
+def _optional_plan(inner: _Plan) -> _Plan:
+    """``X | None``."""
+    convert = inner.convert
+    if convert is None:
+        return inner._replace(wire=(*inner.wire, type(None)))
+
+    def unless_nil(value: Any) -> Any:
+        return None if value is None else convert(value)
+
+    return inner._replace(wire=(*inner.wire, type(None)), convert=unless_nil)
+
+
+def _record_decoder(cls: type, prefix: int) -> _Convert:
+    """A function from a wire array to a ``cls``; ``prefix`` elements before the fields are skipped (the number)."""
+    names: tuple[str, ...] = cls._fields  # type: ignore[attr-defined]
+    hints = get_type_hints(cls)
+    plans = tuple(_plan_of(hints[name], f"{cls.__name__}.{name}") for name in names)
+    inside = tuple((index, plan.convert) for index, plan in enumerate(plans) if plan.convert is not None)
+    known: set[tuple[type, ...]] = set()
+
+    def carefully(values: tuple[Any, ...]) -> Any:
+        if len(values) != len(names):
+            raise _Fault("", f"expected {len(names)} fields, got {len(values)}")
+        built = []
+        for name, plan, value in zip(names, plans, values, strict=True):
+            try:
+                built.append(_slow(plan, value))
+            except _Fault as fault:
+                raise _Fault(f".{name}{fault.where}", fault.why) from None
+        signature = tuple(map(type, values))
+        if len(known) < MAX_SIGNATURES and all(k in p.wire for k, p in zip(signature, plans, strict=True)):
+            known.add(signature)
+        return _new(cls, built)
+
+    def decode(values: tuple[Any, ...]) -> Any:
+        if prefix:
+            values = values[prefix:]
+        if tuple(map(type, values)) not in known:
+            return carefully(values)
+        if not inside:
+            return _new(cls, values)
+        built = list(values)
+        try:
+            for index, convert in inside:
+                built[index] = convert(built[index])
+        except _Fault:
+            return carefully(values)  # tells it again, with the field's name
+        return _new(cls, built)
+
+    return decode
+
+
+def _plan_of(hint: Any, where: str) -> _Plan:
+    """The plan of one annotation.
+
+    Raises:
+        LocalProtocolError: an annotation the wire has no form for: a mistake in a message class.
+    """
+    if hint in (int, str, bytes, bool):
+        return _Plan((hint,))
+    if hint is float:
+        return _Plan((float,), None, int, _int_as_float)
+    if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
+        return _Plan((tuple,), _shared_record(hint))
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return _sequence_plan(_plan_of(arguments[0], where))
+    if origin is tuple and arguments and Ellipsis not in arguments:
+        return _fixed_plan([_plan_of(argument, where) for argument in arguments])
+    if origin in (types.UnionType, Union) and len(arguments) == 2 and type(None) in arguments:
+        return _optional_plan(_plan_of(next(a for a in arguments if a is not type(None)), where))
+    raise LocalProtocolError(f"{where}: annotation {hint!r} has no form on the wire",
+                             hint="allowed: int, float, str, bytes, bool, NamedTuple, tuple[...], X | None")
+
+
+@lru_cache(maxsize=None)
+def _shared_record(cls: type) -> _Convert:
+    """Decoder of a NamedTuple that is a field of others (Resources, Mount)."""
+    return _record_decoder(cls, 0)
+
+
+_numbers: dict[type, int] = dict(vocabulary.NUMBERS)
+_classes: dict[int, type] = {number: cls for cls, number in _numbers.items()}
+_decoders: dict[int, _Convert] = {}
+_per_thread = threading.local()
+
+
+def register(number: int, cls: type) -> None:
+    """Add a message class to the vocabulary; the same pair again is harmless.
+
+    Args:
+        number: its number on the wire.
+        cls: a NamedTuple whose annotations are among the allowed ones.
+
+    Raises:
+        LocalProtocolError: the number or the class is taken.
+    """
+    if _classes.get(number, cls) is not cls or _numbers.get(cls, number) != number:
+        taken = _classes[number].__name__ if number in _classes else f"number {_numbers[cls]}"
+        raise LocalProtocolError(f"message {cls.__name__} cannot be number {number}: already {taken}",
+                                 hint="choose a number that no message has")
+    _numbers[cls] = number
+    _classes[number] = cls
+
+
+def _packer() -> Any:
+    """This thread's packer: it keeps its buffer between messages and must not be used by two threads."""
+    try:
+        return _per_thread.packer
+    except AttributeError:
+        _per_thread.packer = msgpack.Packer(use_bin_type=True, unicode_errors=UNICODE_ERRORS)
+        return _per_thread.packer
+
+
+def pack(messages: Sequence[Any]) -> bytes:
+    """The payload for some messages, in order.
+
+    Types of fields are not checked here (the type checker did); a value msgpack has no form for is.
+
+    Raises:
+        LocalProtocolError: an unknown class, or a field that has no form on the wire.
+    """
+    numbers = _numbers
+    try:
+        rows = [(numbers[type(message)], *message) for message in messages]
+        packed: bytes = _packer().pack(rows)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise LocalProtocolError(f"cannot send {_culprit(messages)}: {error or type(error).__name__}",
+                                 hint="use registered messages with fields of the annotated types") from error
+    return packed
+
+
+def _culprit(messages: Sequence[Any]) -> str:
+    """Which message, and which field of it, cannot be packed: only for the text of an error."""
+    for message in messages:
+        if type(message) not in _numbers:
+            return f"a {type(message).__name__}, which is not a registered message"
+        for name, value in zip(message._fields, message, strict=True):
+            try:
+                _packer().pack(value)
+            except (TypeError, ValueError, OverflowError):
+                return f"{type(message).__name__}.{name}"
+    return "a batch of messages"
+
+
+def unpack(payload: bytes | bytearray | memoryview) -> list[Any]:
+    """The messages of one payload, in order; at least one.
+
+    Memory used is bounded by a constant times the payload's length, whatever it holds.
+
+    Raises:
+        RemoteProtocolError: anything but an array of well-formed messages; names message and field.
+    """
+    rows = _parse(payload)
+    if type(rows) is not tuple or not rows:
+        raise RemoteProtocolError("a frame does not hold a list of messages", hint=_HINT)
+    decoders = _decoders
+    result = []
+    number: Any = None
+    try:
+        for row in rows:
+            if type(row) is not tuple or not row:
+                raise RemoteProtocolError("a message is not an array that starts with a number", hint=_HINT)
+            number = row[0]
+            if type(number) is not int:
+                raise RemoteProtocolError("a message does not start with its number", hint=_HINT)
+            result.append((decoders.get(number) or _decoder(number))(row))
+    except _Fault as fault:
+        raise RemoteProtocolError(f"bad message {_classes[number].__name__}{fault.where}: {fault.why}",
+                                  hint=_HINT) from None
+    return result
+
+
+_HINT = "the other side runs another version or is faulty; the connection is closed"
+
+
+def _decoder(number: int) -> _Convert:
+    """The decoder of a message number, made at its first use (reading annotations takes about 0.1 ms)."""
+    cls = _classes.get(number)
+    if cls is None:
+        raise RemoteProtocolError(f"unknown message number {number}", hint=_HINT)
+    decoder = _decoders[number] = _record_decoder(cls, 1)
+    return decoder
+
+
+def _parse(payload: bytes | bytearray | memoryview) -> Any:
+    """msgpack to tuples and scalars; no maps, no extension types, nothing after the end."""
+    try:
+        if len(payload) > WALK_FIRST_BYTES:
+            walker = msgpack.Unpacker(max_buffer_size=len(payload))
+            walker.feed(payload)
+            walker.skip()
+        return msgpack.unpackb(payload, raw=False, use_list=False, unicode_errors=UNICODE_ERRORS,
+                               max_str_len=len(payload), max_bin_len=len(payload),
+                               max_array_len=len(payload), max_map_len=0, max_ext_len=0)
+    except msgpack.ExtraData:
+        raise RemoteProtocolError("a frame has bytes after its messages", hint=_HINT) from None
+    except (ValueError, msgpack.UnpackException) as error:
+        why = str(error)[:QUOTE_CHARS] or type(error).__name__
+        raise RemoteProtocolError(f"a frame is not readable: {why}", hint=_HINT) from None
