@@ -1,0 +1,399 @@
+"""One data connection: a socket and a Session, messages and raw bytes by turns.
+
+Owns waiting: every wait ends when the peer is silent for ``timeout_s``, and looks at ``cancel`` at least every
+POLL_S. Must not know objects, names or directories.
+
+Sockets are non-blocking underneath; a call first tries, and polls only when the kernel would block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+from taskvine_core.errors import HandshakeError, RemoteProtocolError, SourceError, TransferError
+from taskvine_core.protocol.session import Session
+
+#: How often a waiting call looks whether it was cancelled.
+POLL_S = 0.25
+#: A peer that moves less than this in a whole timeout counts as silent: else one byte a minute would hold a thread.
+MIN_PROGRESS_BYTES = 64 * 1024
+#: What is read at once while looking for messages; small, because what follows a message may be raw bytes.
+MESSAGE_READ_BYTES = 64 * 1024
+NONCE_BYTES = 32
+#: How long to wait for a peer that was refused to stop sending: enough for two segments on a slow link.
+LINGER_S = 5.0
+#: Time for a peer to prove that it knows the secret.
+HANDSHAKE_TIMEOUT_S = 10.0
+
+Address = tuple[str, int]
+Cancel = Callable[[], bool]
+
+
+class Tls(NamedTuple):
+    """TLS for data connections: the context of this side, and the fingerprint (SHA-256) of the server's certificate.
+
+    A client with an empty fingerprint takes the certificate it is shown; the handshake proof still binds to it.
+    """
+
+    context: ssl.SSLContext
+    fingerprint: bytes
+
+
+class Cancelled(TransferError):
+    """The caller's ``cancel`` said so."""
+
+
+def never() -> bool:
+    """The ``cancel`` of a transfer that is not cancelled."""
+    return False
+
+
+class Channel:
+    """A connected socket with its session.
+
+    Args:
+        sock: connected; made non-blocking, owned by the channel from now on.
+        session: established, or about to be by ``handshake``.
+        peer: how error texts name the other side.
+        timeout_s: longest silence of the peer.
+        cancel: polled while waiting.
+    """
+
+    def __init__(self, sock: socket.socket, session: Session, peer: str, timeout_s: float,
+                 cancel: Cancel = never) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.session = session
+        self.peer = peer
+        self.timeout_s = timeout_s
+        self._cancel = cancel
+        self._poll = select.poll()
+        self._messages: deque[object] = deque()
+        self._spare = memoryview(b"")
+        self._plain = not isinstance(sock, ssl.SSLSocket)
+        #: True while a stream is under way: the connection can carry nothing else before its trailer.
+        self.mid_object = False
+
+    # ------------------------------------------------------------------ messages
+
+    def send(self, *messages: object) -> None:
+        """Send messages, several in one frame."""
+        self.send_raw(self.session.encode(messages))
+
+    def receive(self, timeout_s: float = 0.0) -> object | None:
+        """The next message, or None when the peer closed between two messages.
+
+        Args:
+            timeout_s: longest silence, 0 = that of the channel.
+        """
+        if self._messages:
+            return self._messages.popleft()
+        deadline = time.monotonic() + (timeout_s or self.timeout_s)
+        spare, self._spare = self._spare, memoryview(b"")
+        if not spare:
+            spare = memoryview(self.session.take_buffered())
+        partial = False
+        while True:
+            if spare:
+                found, _ = self.session.receive(spare, limit=1)
+                if found:
+                    self._messages.extend(found)
+                    return self._messages.popleft()
+                partial = True
+            data = self._recv(deadline)
+            if not data:
+                if partial:
+                    raise SourceError(f"{self.peer} closed the connection within a message")
+                return None
+            spare = memoryview(data)
+
+    def expect_message(self) -> object:
+        """The next message; SourceError when the peer closed instead."""
+        message = self.receive()
+        if message is None:
+            raise SourceError(f"{self.peer} closed the connection before it was done")
+        return message
+
+    def give_back(self, messages: Sequence[object]) -> None:
+        """Let ``receive`` return these first: they were decoded before the channel existed."""
+        self._messages.extend(messages)
+
+    def readable(self) -> bool:
+        """Is there something to receive right now?"""
+        if self._messages or self._spare:
+            return True
+        return bool(self._ready(select.POLLIN, 0))
+
+    def handshake(self) -> None:
+        """Prove the secret to each other, as whichever side the session was made for.
+
+        Raises:
+            HandshakeError: the other side cannot, in words.
+        """
+        deadline = time.monotonic() + min(HANDSHAKE_TIMEOUT_S, self.timeout_s)
+        outgoing = self.session.start()
+        while True:
+            if outgoing:
+                self.send_raw(outgoing)
+            if self.session.established:
+                return
+            data = self._recv(deadline)
+            if not data:
+                raise HandshakeError(f"{self.peer} closed the connection during the handshake",
+                                     hint="it may have another key or another version")
+            found, outgoing = self.session.receive(data, limit=1)
+            self._messages.extend(found)
+
+    # ------------------------------------------------------------------ raw bytes
+
+    def send_raw(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes as they are."""
+        view = memoryview(data)
+        window = _Window(self.timeout_s)
+        while view:
+            try:
+                count = self.sock.send(view)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                self._wait(_direction(error, select.POLLOUT), window)
+            except OSError as error:
+                self._lost(error)
+            else:
+                window.moved += count
+                view = view[count:]
+
+    def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Send ``count`` bytes of an open file; returns how many the file really had."""
+        if not self._plain:
+            return self._send_file_copied(fd, offset, count)
+        window = _Window(self.timeout_s)
+        out = self.sock.fileno()
+        done = 0
+        while done < count:
+            try:
+                moved = os.sendfile(out, fd, offset + done, count - done)
+            except BlockingIOError:
+                self._wait(select.POLLOUT, window)
+            except OSError as error:
+                self._lost(error)
+            else:
+                if moved == 0:
+                    break
+                window.moved += moved
+                done += moved
+        return done
+
+    def _send_file_copied(self, fd: int, offset: int, count: int) -> int:
+        done = 0
+        while done < count:
+            data = os.pread(fd, min(count - done, 1 << 20), offset + done)
+            if not data:
+                break
+            self.send_raw(data)
+            done += len(data)
+        return done
+
+    def receive_raw(self, view: memoryview) -> None:
+        """Fill ``view`` with the raw bytes that follow the last message."""
+        if not self._spare:
+            self._spare = memoryview(self.session.take_buffered())
+        done = min(len(self._spare), len(view))
+        if done:
+            view[:done] = self._spare[:done]
+            self._spare = self._spare[done:]
+        window = _Window(self.timeout_s)
+        while done < len(view):
+            try:
+                count = self.sock.recv_into(view[done:])
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                self._wait(_direction(error, select.POLLIN), window)
+                continue
+            except OSError as error:
+                self._lost(error)
+            if count == 0:
+                raise SourceError(f"{self.peer} closed the connection in the middle of an object")
+            window.moved += count
+            done += count
+
+    # ------------------------------------------------------------------ waiting
+
+    def check_cancelled(self) -> None:
+        """Raise Cancelled when the caller wants no more."""
+        if self._cancel():
+            raise Cancelled(f"transfer with {self.peer} was cancelled")
+
+    def linger(self) -> None:
+        """Stop sending, and read what is still coming for a moment.
+
+        A socket closed with unread bytes resets the connection, which can destroy the last message on its way.
+        """
+        deadline = time.monotonic() + LINGER_S
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            while time.monotonic() < deadline and self._recv(deadline):
+                pass
+        except (OSError, TransferError):
+            return  # the peer is gone, or does not stop: it had its chance
+
+    def close(self) -> None:
+        """Close the socket; the peer sees the end of what was sent."""
+        self.sock.close()
+
+    def _recv(self, deadline: float) -> bytes:
+        while True:
+            try:
+                return self.sock.recv(MESSAGE_READ_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                events = _direction(error, select.POLLIN)
+            except OSError as error:
+                self._lost(error)
+            while not self._ready(events, POLL_S):
+                self.check_cancelled()
+                if time.monotonic() > deadline:
+                    raise SourceError(f"{self.peer} was silent for too long",
+                                      hint="it may be overloaded or unreachable; another source may do")
+
+    def _wait(self, events: int, window: _Window) -> None:
+        while not self._ready(events, POLL_S):
+            self.check_cancelled()
+            window.check(self.peer)
+        self.check_cancelled()
+        window.check(self.peer)
+
+    def _ready(self, events: int, wait_s: float) -> bool:
+        if not self._plain and isinstance(self.sock, ssl.SSLSocket) and events & select.POLLIN and self.sock.pending():
+            return True
+        self._poll.register(self.sock.fileno(), events)
+        return bool(self._poll.poll(wait_s * 1000))
+
+    def _lost(self, error: OSError) -> NoReturn:
+        raise SourceError(f"connection with {self.peer} was lost: {error.strerror or error}") from error
+
+
+class _Window:
+    """Tells a slow peer from a silent one: less than MIN_PROGRESS_BYTES in a whole timeout is silence."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.start = time.monotonic()
+        self.moved = 0
+
+    def check(self, peer: str) -> None:
+        now = time.monotonic()
+        if now - self.start < self.timeout_s:
+            return
+        if self.moved < MIN_PROGRESS_BYTES:
+            raise SourceError(f"{peer} moved {self.moved} bytes in {now - self.start:.0f} s",
+                              hint="it may be overloaded or unreachable; another source may do")
+        self.start, self.moved = now, 0
+
+
+def _direction(error: OSError, otherwise: int) -> int:
+    """What a TLS socket has to wait for, which need not be the direction asked for."""
+    if isinstance(error, ssl.SSLWantReadError):
+        return select.POLLIN
+    if isinstance(error, ssl.SSLWantWriteError):
+        return select.POLLOUT
+    return otherwise
+
+
+def connect(address: Address, *, secret: bytes, timeout_s: float, tls: Tls | None, cancel: Cancel) -> Channel:
+    """Open an authenticated data connection.
+
+    Raises:
+        SourceError: unreachable, silent, or it cannot prove that it knows the secret.
+        Cancelled: ``cancel`` said so.
+    """
+    peer = f"{address[0]}:{address[1]}"
+    sock = _connect_socket(address, peer, timeout_s, cancel)
+    try:
+        binding = b""
+        if tls is not None:
+            sock, binding = _wrap_client(sock, peer, timeout_s, tls, cancel)
+        session = Session(secret=secret, role="data", initiator=True, nonce=os.urandom(NONCE_BYTES), binding=binding,
+                          mac=tls is None)
+        channel = Channel(sock, session, peer, timeout_s, cancel)
+        channel.handshake()
+    except (HandshakeError, RemoteProtocolError) as error:
+        sock.close()
+        raise SourceError(f"{peer}: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return channel
+
+
+def tune(sock: socket.socket) -> None:
+    """Send at once: messages are gathered here, not in the kernel."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _connect_socket(address: Address, peer: str, timeout_s: float, cancel: Cancel) -> socket.socket:
+    deadline = time.monotonic() + timeout_s
+    try:
+        found = socket.getaddrinfo(address[0], address[1], type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise SourceError(f"cannot resolve {address[0]}: {error}") from error
+    reason = "no address"
+    for family, kind, protocol, _, target in found:
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        sock.setblocking(False)
+        try:
+            sock.connect(target)
+        except BlockingIOError:
+            reason = _await_connect(sock, deadline, cancel)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            reason = ""
+        if not reason:
+            tune(sock)
+            return sock
+        sock.close()
+    raise SourceError(f"cannot connect to {peer}: {reason}", hint="another source may do")
+
+
+def _await_connect(sock: socket.socket, deadline: float, cancel: Cancel) -> str:
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLOUT)
+    while not poll.poll(POLL_S * 1000):
+        if cancel():
+            sock.close()
+            raise Cancelled("transfer was cancelled while connecting")
+        if time.monotonic() > deadline:
+            return "no answer in time"
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return os.strerror(code) if code else ""
+
+
+def _wrap_client(sock: socket.socket, peer: str, timeout_s: float, tls: Tls,
+                 cancel: Cancel) -> tuple[ssl.SSLSocket, bytes]:
+    deadline = time.monotonic() + min(HANDSHAKE_TIMEOUT_S, timeout_s)
+    wrapped = tls.context.wrap_socket(sock, server_hostname=peer.rpartition(":")[0], do_handshake_on_connect=False)
+    poll = select.poll()
+    while True:
+        try:
+            wrapped.do_handshake()
+            break
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            poll.register(wrapped.fileno(), _direction(error, select.POLLIN))
+            poll.poll(POLL_S * 1000)
+        except OSError as error:
+            raise SourceError(f"TLS handshake with {peer} failed: {error}") from error
+        if cancel():
+            raise Cancelled(f"transfer with {peer} was cancelled during the TLS handshake")
+        if time.monotonic() > deadline:
+            raise SourceError(f"{peer} did not finish the TLS handshake in time")
+    shown = hashlib.sha256(wrapped.getpeercert(True) or b"").digest()
+    if tls.fingerprint and shown != tls.fingerprint:
+        raise SourceError(f"{peer} shows another certificate than the one expected",
+                          hint="it may be another manager on the same port, or an attack")
+    return wrapped, shown
