@@ -3,7 +3,9 @@
 Owns waiting: every wait ends when the peer is silent for ``timeout_s``, and looks at ``cancel`` at least every
 POLL_S. Must not know objects, names or directories.
 
-Sockets are non-blocking underneath; a call first tries, and polls only when the kernel would block.
+Plain sockets block in the kernel for at most POLL_S per call (SO_RCVTIMEO, SO_SNDTIMEO): the kernel fills or drains
+a large buffer with few system calls and few turns of the interpreter. TLS sockets cannot do that: they are
+non-blocking and polled.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +31,10 @@ MIN_PROGRESS_BYTES = 64 * 1024
 #: What is read at once while looking for messages; small, because what follows a message may be raw bytes.
 MESSAGE_READ_BYTES = 64 * 1024
 NONCE_BYTES = 32
+#: sendfile looks at its timeout every 64 KiB only. One call may be long as long as calls are quick.
+SENDFILE_BYTES = 4 << 20
+SENDFILE_SLOW_BYTES = 64 * 1024
+_POLL_TIMEVAL = struct.pack("ll", 0, round(POLL_S * 1e6))
 #: How long to wait for a peer that was refused to stop sending: enough for two segments on a slow link.
 LINGER_S = 5.0
 #: Time for a peer to prove that it knows the secret.
@@ -60,7 +67,7 @@ class Channel:
     """A connected socket with its session.
 
     Args:
-        sock: connected; made non-blocking, owned by the channel from now on.
+        sock: connected; owned by the channel from now on.
         session: established, or about to be by ``handshake``.
         peer: how error texts name the other side.
         timeout_s: longest silence of the peer.
@@ -69,7 +76,6 @@ class Channel:
 
     def __init__(self, sock: socket.socket, session: Session, peer: str, timeout_s: float,
                  cancel: Cancel = never) -> None:
-        sock.setblocking(False)
         self.sock = sock
         self.session = session
         self.peer = peer
@@ -79,8 +85,13 @@ class Channel:
         self._messages: deque[object] = deque()
         self._spare = memoryview(b"")
         self._plain = not isinstance(sock, ssl.SSLSocket)
+        self._fill_flag = socket.MSG_WAITALL if self._plain else 0
         #: True while a stream is under way: the connection can carry nothing else before its trailer.
         self.mid_object = False
+        sock.setblocking(self._plain)
+        if self._plain:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _POLL_TIMEVAL)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _POLL_TIMEVAL)
 
     # ------------------------------------------------------------------ messages
 
@@ -175,19 +186,24 @@ class Channel:
             return self._send_file_copied(fd, offset, count)
         window = _Window(self.timeout_s)
         out = self.sock.fileno()
-        done = 0
+        done, most = 0, SENDFILE_BYTES
         while done < count:
+            wanted = min(most, count - done)
             try:
-                moved = os.sendfile(out, fd, offset + done, count - done)
+                moved = os.sendfile(out, fd, offset + done, wanted)
             except BlockingIOError:
+                most = SENDFILE_SLOW_BYTES
                 self._wait(select.POLLOUT, window)
+                continue
             except OSError as error:
                 self._lost(error)
-            else:
-                if moved == 0:
-                    break
-                window.moved += moved
-                done += moved
+            if moved == 0:
+                break
+            window.moved += moved
+            done += moved
+            if moved < wanted:
+                most = SENDFILE_SLOW_BYTES
+                self._wait(0, window)
         return done
 
     def _send_file_copied(self, fd: int, offset: int, count: int) -> int:
@@ -211,7 +227,7 @@ class Channel:
         window = _Window(self.timeout_s)
         while done < len(view):
             try:
-                count = self.sock.recv_into(view[done:])
+                count = self.sock.recv_into(view[done:], 0, self._fill_flag)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
                 self._wait(_direction(error, select.POLLIN), window)
                 continue
@@ -254,18 +270,19 @@ class Channel:
                 events = _direction(error, select.POLLIN)
             except OSError as error:
                 self._lost(error)
-            while not self._ready(events, POLL_S):
-                self.check_cancelled()
-                if time.monotonic() > deadline:
-                    raise SourceError(f"{self.peer} was silent for too long",
-                                      hint="it may be overloaded or unreachable; another source may do")
+            self.check_cancelled()
+            if time.monotonic() > deadline:
+                raise SourceError(f"{self.peer} was silent for too long",
+                                  hint="it may be overloaded or unreachable; another source may do")
+            if not self._plain:
+                self._ready(events, POLL_S)
 
     def _wait(self, events: int, window: _Window) -> None:
-        while not self._ready(events, POLL_S):
-            self.check_cancelled()
-            window.check(self.peer)
+        """After a call that moved too little; a plain socket has waited in that call."""
         self.check_cancelled()
         window.check(self.peer)
+        if not self._plain:
+            self._ready(events, POLL_S)
 
     def _ready(self, events: int, wait_s: float) -> bool:
         if not self._plain and isinstance(self.sock, ssl.SSLSocket) and events & select.POLLIN and self.sock.pending():

@@ -45,7 +45,8 @@ BUFFERS = 4
 THREADED_HASH_BYTES = 2 << 20
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: A file that is new, ours and no link.
+NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -274,7 +275,7 @@ class TreeWriter:
         self._bytes_left -= size
         if self._bytes_left < 0:
             raise IntegrityError("directory holds more bytes than announced")
-        out = os.open(name, _CREATE, 0o600, dir_fd=fd)
+        out = os.open(name, NEW_FILE_FLAGS, 0o600, dir_fd=fd)
         try:
             self._source.copy(out, size)
             os.fchmod(out, mode)
@@ -323,7 +324,7 @@ def require_absent(dest: Path) -> None:
 
 
 def _receive_file(reader: SegmentReader, dest: Path, size: int, mode: int) -> None:
-    fd = os.open(dest, _CREATE, 0o600)
+    fd = os.open(dest, NEW_FILE_FLAGS, 0o600)
     try:
         reader.copy(fd, size)
         os.fchmod(fd, mode)
@@ -344,7 +345,7 @@ def store_inline(message: ObjectInline, dest: Path) -> ObjectInfo:
                              hint="the source's copy is damaged")
     mode = message.mode & MODE_MASK
     try:
-        fd = os.open(dest, _CREATE, mode)
+        fd = os.open(dest, NEW_FILE_FLAGS, mode)
     except OSError as error:
         raise disk_error(error, dest) from error
     try:
