@@ -86,7 +86,8 @@ class Observer(Protocol):
 
     def task_running(self, now: float, task_id: int, worker: int, attempt: int, spec: TaskSpec, use_max: bool,
                      allocation: Resources, commit_start: float, input_s: float, input_bytes: int) -> None:
-        """Dispatched. ``commit_start``: when its sending began (it ends ``now``); ``input_s``,
+        """Dispatched. ``attempt`` as in ``task_ready``, 0 for a library instance (which is never queued).
+        ``commit_start``: when its sending began (it ends ``now``); ``input_s``,
         ``input_bytes``: time and bytes that the manager itself sent for its inputs."""
 
     def task_waiting_retrieval(self, now: float, task_id: int, worker: int, result: int, exit_code: int,
