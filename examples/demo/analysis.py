@@ -68,8 +68,17 @@ class Histograms(TypedDict):
 Partial = dict[tuple[str, str], Histograms]
 
 
+class Events(NamedTuple):
+    """The branches of one range of entries; ``muons`` and ``met`` are awkward and numpy arrays in GeV."""
+
+    muons: Any
+    met: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+    simulated: bool
+
+
 def analyse(path: str, dataset: str, start: int, stop: int, variation_name: str) -> Partial:
-    """Fill the histograms of one range of entries.
+    """What a map task does: fill the histograms of one range of entries.
 
     Args:
         path: a ROOT file with a NanoAOD tree.
@@ -83,10 +92,14 @@ def analyse(path: str, dataset: str, start: int, stop: int, variation_name: str)
     Raises:
         ValueError: the file has no muon or missing-energy branches.
     """
+    return {(dataset, variation_name): histograms(load(path, start, stop), BY_NAME[variation_name])}
+
+
+def load(path: str, start: int, stop: int) -> Events:
+    """Read the few branches that the analysis needs."""
     import awkward as ak
     import uproot
 
-    variation = BY_NAME[variation_name]
     with uproot.open(path) as file:
         tree = file[TREE]
         present = set(tree.keys())
@@ -97,23 +110,27 @@ def analyse(path: str, dataset: str, start: int, stop: int, variation_name: str)
         simulated = WEIGHT_BRANCH in present
         names = [*MUON_BRANCHES, met_branch, *([WEIGHT_BRANCH] if simulated else [])]
         # One branch at a time: tree.arrays() first looks at each of a file's 1,600 branches.
-        events = {name: tree[name].array(entry_start=start, entry_stop=stop) for name in names}
+        arrays = {name: tree[name].array(entry_start=start, entry_stop=stop) for name in names}
+    # Only the sign of a generator weight: its size is the cross section, of which 40 events say nothing.
+    weights = np.sign(ak.to_numpy(arrays[WEIGHT_BRANCH])) if simulated else np.ones(stop - start)
+    muons = ak.zip({name.removeprefix("Muon_"): arrays[name] for name in MUON_BRANCHES})
+    return Events(muons, ak.to_numpy(arrays[met_branch]).astype(np.float64), weights.astype(np.float64), simulated)
 
-    # Only the sign of a generator weight: the rest is the cross section, which a sample of 40 events says nothing of.
-    weights = np.sign(ak.to_numpy(events[WEIGHT_BRANCH])) if simulated else np.ones(stop - start)
-    muons = ak.zip({name.removeprefix("Muon_"): events[name] for name in MUON_BRANCHES})
-    muons["pt"] = muons.pt * variation.muon_scale
+
+def histograms(events: Events, variation: Variation) -> Histograms:
+    """Select muons, pair them, fill."""
+    import awkward as ak
+
+    muons = ak.with_field(events.muons, events.muons.pt * variation.muon_scale, "pt")
     muons = muons[(muons.pt > variation.muon_pt_min_gev) & (abs(muons.eta) < MUON_ETA_MAX)]
     has_pair, mass = leading_pair_mass(muons)
-    met = ak.to_numpy(events[met_branch]).astype(np.float64) * variation.met_scale
-    result = Histograms(
-        entries=stop - start,
+    return Histograms(
+        entries=len(events.met),
         pairs=len(mass),
-        simulated=simulated,
-        mass=fill(mass, weights[has_pair], MASS_EDGES_GEV),
-        met=fill(met, weights, MET_EDGES_GEV),
+        simulated=events.simulated,
+        mass=fill(mass, events.weights[has_pair], MASS_EDGES_GEV),
+        met=fill(events.met * variation.met_scale, events.weights, MET_EDGES_GEV),
     )
-    return {(dataset, variation.name): result}
 
 
 def leading_pair_mass(muons: Any) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:

@@ -24,6 +24,7 @@ from examples.demo import analysis
 # never cut below MIN_EVENTS_PER_TASK, as a task costs more than the events in it then.
 TARGET_CHUNKS = 28
 MIN_EVENTS_PER_TASK = 10
+WHOLE_FILE = 2**62
 FAN_IN = 5
 MIN_WORKERS, MAX_WORKERS = 2, 4
 WORKER_MEMORY_MB, WORKER_DISK_MB = 1000, 1000
@@ -110,13 +111,12 @@ def chunks(files: Sequence[Path], events_per_task: int | None) -> list[Chunk]:
 
 
 def single_process(files: Sequence[Path]) -> analysis.Partial:
-    """The same analysis without any of this: one loop over whole files, to check the distributed result against."""
-    ranges = chunks(files, events_per_task=2**62)
-    return analysis.add(
-        analysis.analyse(str(c.path), c.path.stem, c.start, c.stop, variation.name)
-        for c in ranges
-        for variation in analysis.VARIATIONS
-    )
+    """The same analysis with no manager and no workers: one loop over whole files, to check the result against."""
+    parts = []
+    for path, start, stop in chunks(files, events_per_task=WHOLE_FILE):
+        events = analysis.load(str(path), start, stop)
+        parts += [{(path.stem, v.name): analysis.histograms(events, v)} for v in analysis.VARIATIONS]
+    return analysis.add(parts)
 
 
 class Analysis:
