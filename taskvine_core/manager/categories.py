@@ -149,10 +149,12 @@ class Category:
         low = self._minimum(request, task_id, exhausted, largest_worker)
         if exhausted or largest_worker is None or low.fits_in(largest_worker):
             return low
-        roof = self._roof(largest_worker)
+        open_values = Resources(*(
+            value if own < 0 and limit < 0 else UNSET
+            for own, limit, value in zip(request, self.max.resources, low, strict=True)))
         clipped = Resources(*(
-            most if own < 0 and limit < 0 and 0 < most < value else own
-            for own, limit, value, most in zip(request, self.max.resources, low, roof, strict=True)))
+            own if value == clip else clip
+            for own, value, clip in zip(request, open_values, self._clipped(open_values, largest_worker), strict=True)))
         return low if clipped == request else self._minimum(clipped, task_id, exhausted, largest_worker)
 
     def first_allocation(self) -> Resources:
@@ -183,14 +185,15 @@ class Category:
             value if self.autolabel[key] else UNSET for key, value in zip(RESOURCE_KEYS, values, strict=True)))
 
     def _roof(self, largest: Resources) -> Resources:
-        """The most a learned value may be: of the disk only the part that is given to sandboxes, the rest is cache."""
+        """What stands in for a value no worker has: of the disk the part that is for sandboxes, as the rest is cache."""
         return largest._replace(disk_mb=int(largest.disk_mb * self._tuning.disk_proportion_available_to_task))
 
     def _clipped(self, learned: Resources, largest: Resources | None) -> Resources:
         if largest is None or learned.fits_in(largest):
             return learned
         return Resources(*(
-            most if 0 < most < value else value for value, most in zip(learned, self._roof(largest), strict=True)))
+            roof if 0 < most < value else value
+            for value, most, roof in zip(learned, largest, self._roof(largest), strict=True)))
 
     # ------------------------------------------------------------------ learning
 
@@ -260,10 +263,9 @@ class Category:
     def _relearn(self, largest: Resources | None) -> None:
         if not self._learns:
             return
-        top = self.records.seen if largest is None else largest
         bound = Resources(*(
-            limit if limit >= 0 else (most if largest is not None and most > 0 else UNSET)
-            for limit, most in zip(self.max.resources, top, strict=True)))
+            limit if limit >= 0 else most or UNSET
+            for limit, most in zip(self.max.resources, largest or NOTHING_SET, strict=True)))
         first = self._labelled(self.records.first_allocation(self.mode, bound))
         if first != self._first:
             self._first = first
