@@ -6,7 +6,6 @@ or logs a key.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -157,23 +156,26 @@ def _create(path: Path) -> None:
         _write_new(temporary, text)
         try:
             os.link(temporary, path)  # unlike a rename, this never replaces the file of a faster process
-        except FileExistsError:
-            return
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            with contextlib.suppress(FileExistsError):
-                _write_new(path, text)  # readers wait while it is empty
-        finally:
-            temporary.unlink()
+            _write_new(path, text)  # readers wait while it is empty
+    except FileExistsError:
+        pass  # another process was faster: its key counts
     except OSError as error:
         raise ConfigError(f"the key file {path} cannot be made: {error.strerror}",
                           hint="free some space, or set XDG_STATE_HOME to a directory you can write") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Create a file that did not exist, readable by us only, and fill it with one write."""
+    """Create a file that did not exist, readable by us only, and fill it with one write; whole or not at all."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_FILE_MODE)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
-        file.write(content)
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(descriptor)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

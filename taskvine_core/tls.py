@@ -158,6 +158,9 @@ def make_self_signed(directory: str | os.PathLike[str]) -> tuple[Path, Path]:
         _write_private(key_file, b"")
         if not _make_with_package(key_file, cert_file):
             _make_with_command(key_file, cert_file)
+    except ConfigError:
+        key_file.unlink(missing_ok=True)
+        raise
     except OSError as error:
         raise ConfigError(f"no TLS key can be written in {directory}: {error.strerror}",
                           hint="give a directory you can write") from error

@@ -32,7 +32,7 @@ class Session:
         max_frame_bytes: largest payload taken or sent.
 
     Attributes:
-        established: the peer has proved that it knows the secret; messages can be sent.
+        established: the peer has proved that it knows the secret and broke no rule since; messages can be sent.
         peer_role: what the peer is; "" before.
     """
 
@@ -85,7 +85,8 @@ class Session:
                 self._read(data, messages, limit)
         except (HandshakeError, RemoteProtocolError) as failure:
             self._failure = failure
-            self._reader = self._handshake = None
+            self._reader = self._writer = self._handshake = None
+            self.established = False
             raise
         self._delivered = []
         return messages, reply
@@ -123,7 +124,8 @@ class Session:
                 Nothing of the call was encoded then.
         """
         if self._writer is None:
-            raise LocalProtocolError("messages cannot be sent before the handshake is done", hint="wait for it")
+            when = "after the connection has failed" if self._failure else "before the handshake is done"
+            raise LocalProtocolError(f"messages cannot be sent {when}", hint="look at Session.established")
         if len(messages) <= MAX_BATCH:
             if not messages:
                 return b""
