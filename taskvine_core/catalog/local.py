@@ -38,6 +38,9 @@ MAX_PORT = 65535
 #: How long ``withdraw`` waits for a write that a file server holds up.
 WITHDRAW_TIMEOUT_S = 2.0
 
+#: Keys that serve only the judgement of liveness.
+INTERNAL_KEYS = frozenset(("host_identity", "monotonic", "pid_start"))
+
 _SUFFIX = ".json"
 _TEMP_PREFIX = ".tmp-"
 _SECRET_KEY = re.compile(r"secret|passw|private|token", re.IGNORECASE)
