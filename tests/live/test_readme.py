@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -79,10 +80,8 @@ def shell(script: str, home: Path, extra: Mapping[str, str] | None = None) -> st
         pytest.fail(f"did not end in {BLOCK_TIMEOUT_S} s:\n{script}\n--- said\n{said}")
     finally:
         # Whatever a block left in the background ends with it.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
-        except ProcessLookupError:
-            pass
     assert process.returncode == 0, f"exit {process.returncode}:\n{script}\n--- said\n{said}"
     return said
 
