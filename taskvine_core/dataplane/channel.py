@@ -34,6 +34,8 @@ NONCE_BYTES = 32
 #: sendfile looks at its timeout every 64 KiB only. One call may be long as long as calls are quick.
 SENDFILE_BYTES = 4 << 20
 SENDFILE_SLOW_BYTES = 64 * 1024
+#: Not in every Python's os module.
+_SPLICE_F_MOVE = 1
 _POLL_TIMEVAL = struct.pack("ll", 0, round(POLL_S * 1e6))
 #: How long to wait for a peer that was refused to stop sending: enough for two segments on a slow link.
 LINGER_S = 5.0
@@ -218,12 +220,9 @@ class Channel:
 
     def receive_raw(self, view: memoryview) -> None:
         """Fill ``view`` with the raw bytes that follow the last message."""
-        if not self._spare:
-            self._spare = memoryview(self.session.take_buffered())
-        done = min(len(self._spare), len(view))
-        if done:
-            view[:done] = self._spare[:done]
-            self._spare = self._spare[done:]
+        spare = self.take_spare(len(view))
+        done = len(spare)
+        view[:done] = spare
         window = _Window(self.timeout_s)
         while done < len(view):
             try:
@@ -237,6 +236,37 @@ class Channel:
                 raise SourceError(f"{self.peer} closed the connection in the middle of an object")
             window.moved += count
             done += count
+
+    @property
+    def plain(self) -> bool:
+        """No TLS: the kernel sees the bytes as they are."""
+        return self._plain
+
+    def take_spare(self, most: int) -> memoryview:
+        """Raw bytes that were received together with the last message, at most so many; may be none."""
+        if not self._spare:
+            self._spare = memoryview(self.session.take_buffered())
+        taken, self._spare = self._spare[:most], self._spare[most:]
+        return taken
+
+    def splice_raw(self, pipe: int, count: int) -> int:
+        """Move raw bytes into a pipe inside the kernel; plain sockets only, and after ``take_spare`` gave none.
+
+        Returns:
+            How many, between 1 and ``count``.
+        """
+        window = _Window(self.timeout_s)
+        while True:
+            try:
+                moved = os.splice(self.sock.fileno(), pipe, count, flags=_SPLICE_F_MOVE)
+            except BlockingIOError:
+                self._wait(select.POLLIN, window)
+                continue
+            except OSError as error:
+                self._lost(error)
+            if moved == 0:
+                raise SourceError(f"{self.peer} closed the connection in the middle of an object")
+            return moved
 
     # ------------------------------------------------------------------ waiting
 
