@@ -1,0 +1,3 @@
+"""Batch systems behind one contract (`base.BatchSystem`)."""
+
+from __future__ import annotations

@@ -1,0 +1,100 @@
+"""The `vine_factory` command.
+
+Owns the options' spelling and the sub-commands. `run` is meant when the first word is no sub-command. Must not hold
+policy: options become `Settings` in config.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from taskvine_core.errors import ConfigError, VineError
+from taskvine_core.resources import Resources
+from vine_factory import config
+from vine_factory.config import OPTIONS, Settings, Sourced
+
+COMMAND_LINE = "command line"
+_LETTERS = {"manager-name": ("-M", "-N", "--master-name"), "min-workers": ("-w", "--min"),
+            "batch-type": ("-T", "--batch"),
+            "max-workers": ("-W", "--max"), "timeout": ("-t",), "password": ("-P",), "scratch-dir": ("-S",),
+            "worker-extra-options": ("-E", "--extra-options")}
+_MAX_PORT = 65535
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 1 when workers were left, 2 for wrong use."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = COMMANDS.get(words[0]) if words else None
+    try:
+        return command(words[1:]) if command is not None else run(words)
+    except VineError as problem:
+        print(f"vine_factory: {problem}", file=sys.stderr)
+        return 2
+
+
+def run(words: Sequence[str]) -> int:
+    """`vine_factory [run]`: the factory itself."""
+    given = _parser().parse_args(list(words))
+    host, port = _address(given.manager)
+    values = {key: Sourced(config.check_value(key, value, COMMAND_LINE), COMMAND_LINE)
+              for key in OPTIONS if (value := getattr(given, key.replace("-", "_"))) is not None}
+    machine = _machine()
+
+    def build(file: Mapping[str, Sourced]) -> Settings:
+        return config.build(values, file, host=host, port=port, machine=machine)
+
+    from vine_factory.start import start  # not needed for --help and for errors of use
+    return start(build, Path(given.config_file) if given.config_file else None,
+                 as_json=bool(values.get("json", Sourced(False, "")).value))
+
+
+def status(words: Sequence[str]) -> int:
+    """`vine_factory status`: what the running factories of this user do."""
+    parser = argparse.ArgumentParser(prog="vine_factory status", description="Show this user's running factories.")
+    parser.add_argument("--json", action="store_true", help="the whole state as JSON")
+    parser.add_argument("--factory-name", help="only the factory of this name")
+    given = parser.parse_args(list(words))
+    from vine_factory.status import show
+    return show(given.factory_name, given.json)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vine_factory", allow_abbrev=False,
+        usage="vine_factory [run] --batch TYPE [options] [host port | host:port]",
+        description="Keep as many workers running as managers can use. With no manager named, all of the user's own "
+                    "managers are served.", epilog="sub-commands: " + ", ".join(sorted(COMMANDS)))
+    parser.add_argument("manager", nargs="*", metavar="host port")
+    parser.add_argument("-C", "--config-file", help="JSON configuration, re-read when it changes")
+    for key, option in OPTIONS.items():
+        flags = [*_LETTERS.get(key, ()), f"--{key}"]
+        if option.kind == "flag":
+            parser.add_argument(*flags, dest=key.replace("-", "_"), action="store_const", const=True, help=option.help)
+        else:
+            parser.add_argument(*flags, dest=key.replace("-", "_"), metavar=key.rsplit("-")[-1].upper(),
+                                help=option.help, action="append" if option.kind == "list" else "store")
+    return parser
+
+
+def _address(words: Sequence[str]) -> tuple[str, int]:
+    """``host port`` or ``host:port``; ("", 0) for none."""
+    if not words:
+        return "", 0
+    text = ":".join(words)
+    host, separator, port = text.rpartition(":")
+    if len(words) > 2 or not separator or not host or not port.isdigit() or not 0 < int(port) <= _MAX_PORT:
+        raise ConfigError(f"manager address {' '.join(words)!r}", hint="expected: host port, or host:port")
+    return host.strip("[]"), int(port)
+
+
+def _machine() -> Resources:
+    """What a local worker finds that is given no resources."""
+    from vine_factory.machine import resources
+    return resources(os.environ.get("TMPDIR", "/tmp"))

@@ -1,0 +1,96 @@
+"""Every number of the factory, once, with its reason. Options name the constant that is their default."""
+
+from __future__ import annotations
+
+# ------------------------------------------------------------------ the loop
+LOCAL_PERIOD_S = 1.0
+"""Pass period for local processes: looking costs a few reads of /proc, and people watch it."""
+BATCH_PERIOD_S = 30.0
+"""Pass period for real batch systems: the published value, and what schedulers tolerate from one user."""
+MIN_PASS_GAP_S = 0.1
+"""Two passes are at least so far apart, so that a burst of changed readings costs one pass, not one each."""
+STOP_PERIOD_S = 0.2
+"""Pass period while ending: somebody waits at the terminal."""
+DISCOVERY_PERIOD_S = 2.0
+"""How often advertisements are looked up: less than half the advertising interval, a directory listing each."""
+READING_STALE_PERIODS = 5
+"""A reading not renewed for so many periods is Unknown: one or two late answers are ordinary."""
+READING_STALE_MIN_S = 10.0
+"""...but never before this, because a manager may be busy for seconds."""
+
+# ------------------------------------------------------------------ managers
+CONNECT_TIMEOUT_S = 5.0
+"""TCP connect and handshake with a manager; it happens in the manager's own thread and delays nothing else."""
+ANSWER_TIMEOUT_S = 10.0
+"""Silence after a question until the connection is dropped and made anew."""
+ASKING_SHARE = 0.05
+"""A manager spends at most this share of its time on our questions: the pause grows with the answer's duration."""
+RECONNECT_FIRST_S = 0.5
+RECONNECT_MAX_S = 5.0
+"""Doubling pause between attempts: a restarted manager is found again within five seconds."""
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""A demand answer lists the workers, about 300 bytes each; far above any real fleet, bounded all the same."""
+MAX_COUNT = 10_000_000
+"""A count above this in an answer is garbage, not demand."""
+MANAGER_GONE_S = 300.0
+"""So long a manager that stopped answering is expected back; its workers are left alone meanwhile."""
+
+# ------------------------------------------------------------------ jobs
+ABSENT_LISTINGS = 3
+"""A job is taken for gone after missing in so many listings in a row: one or two lies of a scheduler cost nothing."""
+ABSENT_S = 3.0
+"""...and missing for at least so long, however fast the passes follow each other."""
+UNCONNECTED_S = 180.0
+"""A job that runs but is not connected to any manager that answers is replaced after this: imports from a cold
+shared file system take a minute or two, rarely three."""
+DRAIN_GRACE_S = 30.0
+"""Between the polite signal and the kill; the published value for local workers."""
+ENDED_KEPT_S = 120.0
+"""How long an ended job is remembered, so that late listings and late answers find it."""
+FINISH_MARGIN_S = 15.0
+"""After the grace, how long the end of the factory may take before it gives up and names what is left."""
+STDERR_TAIL_BYTES = 2000
+"""How much of a dead worker's last words is shown."""
+KEPT_JOB_LOGS = 20
+"""Logs of so many failed workers are kept, newest first; a crash loop must not fill the disk."""
+
+# ------------------------------------------------------------------ scaling
+LOCAL_MIN_WORKERS = 0
+"""A local pool starts in well under a second, so nothing has to be kept warm."""
+MIN_WORKERS = 5
+MAX_WORKERS = 100
+"""Published defaults for batch systems."""
+WORKERS_PER_CYCLE = 0
+"""Unlimited. The published five make a ramp to hundreds of workers take hours; a pool that needs the limit sets it."""
+RETIRE_AFTER_S = 60.0
+"""A worker is retired only when none of the last so many seconds needed it: starting one again costs about that."""
+RETIRE_RETRY_S = 30.0
+"""A worker whose retirement was refused is not asked again before this."""
+WORKER_TIMEOUT_S = 300
+"""Idle timeout given to workers; the published value of the factory."""
+FACTORY_TIMEOUT_S = 0.0
+"""Never end by itself for want of managers."""
+
+# ------------------------------------------------------------------ health
+DIED_AT_START_S = 10.0
+"""A worker that ends within this without having connected never worked: interpreter, option or library is broken."""
+TRIP_DIED_AT_START = 3
+"""Failures in a row until a pool is tripped: one may be the host's fault, three are the pool's."""
+TRIP_QUIT_AT_START = 20
+"""Workers that leave at once with status 0 may be single-shot ones served between two looks; twenty are not."""
+TRIP_NEVER_CONNECTED = 3
+TRIP_SUBMIT = 1
+"""A refused or unanswered submission is repeated by nobody but us: back off at once."""
+BACKOFF_FIRST_S = 1.0
+BACKOFF_MAX_S = 300.0
+"""A tripped pool probes with one worker after 1, 2, 4 ... s, at the end every five minutes."""
+
+# ------------------------------------------------------------------ batch systems
+BATCH_SILENT_S = 30.0
+"""A batch system that has not answered a poll for so long is Unknown."""
+LOCAL_SETTLES_S = 2.0
+"""A local submission is a fork: it exists when the call returns, or never will."""
+BATCH_SETTLES_S = 60.0
+"""A submission whose answer was lost may still show up in a real batch system for so long."""
+MAX_CONFIG_BYTES = 1024 * 1024
+"""Configuration files are a few hundred bytes."""

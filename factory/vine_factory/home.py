@@ -1,0 +1,81 @@
+"""Where a factory lives on disk, and that it lives there alone.
+
+Owns the directory of journal and workers' output, the lock on it and the factory's identity, which is the same each
+time a factory is started in the same place with the same name: that is how it finds its workers again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import socket
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from taskvine_core.errors import ConfigError
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_MAX_NAME = 60
+_MAX_FACTORIES = 1000  # of one user, for one target, on one machine
+
+
+class Home(NamedTuple):
+    """A locked place. ``lock`` is held while the file object lives."""
+
+    name: str
+    factory_id: str
+    directory: Path
+    lock: IO[str]
+
+
+def claim(state_directory: Path, scratch: str, name: str, batch: str, target: str) -> Home:
+    """Find the place for a factory and lock it.
+
+    With a name, or a scratch directory, there is one place, and a second factory is an error. Without, the first
+    free one for this target is taken: after a kill -9 that is the old one.
+
+    Raises:
+        ConfigError: the place is taken or cannot be made.
+    """
+    host = _UNSAFE.sub("-", socket.gethostname())
+    if name or scratch:
+        final = name or plain_name(f"{batch}-{target}")
+        directory = Path(scratch).absolute() if scratch else state_directory / "factory" / host / plain_name(final)
+        home = _lock(final, directory, host)
+        if home is None:
+            raise ConfigError(f"another factory is running in {directory}",
+                              hint="end it, or give this one another --factory-name or --scratch-dir")
+        return home
+    base = plain_name(f"{batch}-{target}")
+    for number in range(1, _MAX_FACTORIES):
+        final = base if number == 1 else f"{base}-{number}"
+        home = _lock(final, state_directory / "factory" / host / final, host)
+        if home is not None:
+            return home
+    raise ConfigError(f"{_MAX_FACTORIES} factories for {target} are running", hint="end some")
+
+
+def plain_name(text: str) -> str:
+    """``text`` as a file name: odd characters become dashes; a digest keeps what was cut apart."""
+    name = _UNSAFE.sub("-", text).strip("-.") or "factory"
+    if name == text and len(name) <= _MAX_NAME:
+        return name
+    return f"{name[:_MAX_NAME].strip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _lock(name: str, directory: Path, host: str) -> Home | None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = open(directory / "lock", "a+")  # noqa: SIM115 - held for the life of the factory
+    except OSError as problem:
+        raise ConfigError(f"cannot use the directory {directory}: {problem}",
+                          hint="--scratch-dir chooses another") from problem
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    place = f"{host}:{os.getuid()}:{os.path.realpath(directory)}"
+    return Home(name, f"{plain_name(name)}.{hashlib.sha256(place.encode()).hexdigest()[:10]}", directory, lock)

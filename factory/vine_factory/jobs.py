@@ -1,0 +1,111 @@
+"""The life of one batch job that is to become a worker.
+
+Owns the states, the table of allowed transitions and the record of one job. Every transition in the factory goes
+through `advance`. Must not know batch systems, managers or policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from taskvine_core.errors import StateError
+from vine_factory.demand import WorkerFacts
+
+
+class JobState(str, Enum):
+    """Where a job is. Everything but ENDED counts against the pool's maximum."""
+
+    INTENDED = "intended"      # journalled; the batch system may or may not have it
+    SUBMITTED = "submitted"    # accepted by the batch system
+    QUEUED = "queued"
+    RUNNING = "running"        # started, not connected to a manager
+    CONNECTED = "connected"    # a manager lists it
+    DRAINING = "draining"      # told to leave, by a manager, by us or by itself
+    ENDED = "ended"
+
+
+class Fact(str, Enum):
+    """What can be learnt about a job."""
+
+    ACCEPTED = "accepted"
+    SEEN_QUEUED = "seen queued"
+    SEEN_RUNNING = "seen running"
+    LISTED = "listed by a manager"
+    UNLISTED = "no longer listed"
+    TOLD_TO_LEAVE = "told to leave"
+    OVER = "over"
+    REAPPEARED = "reappeared"
+
+
+_S, _F = JobState, Fact
+
+TABLE: dict[JobState, dict[Fact, JobState]] = {
+    _S.INTENDED: {_F.ACCEPTED: _S.SUBMITTED, _F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_RUNNING: _S.RUNNING,
+                  _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
+    _S.SUBMITTED: {_F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_RUNNING: _S.RUNNING, _F.LISTED: _S.CONNECTED,
+                   _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
+    _S.QUEUED: {_F.SEEN_RUNNING: _S.RUNNING, _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING,
+                _F.OVER: _S.ENDED},
+    # A batch system may put a running job back into its queue (preemption).
+    _S.RUNNING: {_F.SEEN_QUEUED: _S.QUEUED, _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING,
+                 _F.OVER: _S.ENDED},
+    _S.CONNECTED: {_F.UNLISTED: _S.RUNNING, _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
+    _S.DRAINING: {_F.OVER: _S.ENDED},
+    # Taken for gone because listings did not have it, then seen alive: it is ours and counts again.
+    _S.ENDED: {_F.REAPPEARED: _S.SUBMITTED},
+}
+
+WAITING = frozenset({_S.INTENDED, _S.SUBMITTED, _S.QUEUED, _S.RUNNING})
+"""States of a job that is expected to connect."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One job. Times are seconds since the epoch, None when it has not happened."""
+
+    intent_id: str
+    pool: str
+    created_at: float
+    state: JobState = JobState.INTENDED
+    batch_id: str = ""
+    in_flight: bool = False             # the submit call has not answered
+    touched_at: float = 0.0             # listings asked for before this say nothing about the job
+    running_since: float | None = None
+    connected_once: bool = False
+    survived: bool = False              # lived past the time in which broken workers die
+    manager: str = ""                   # key of the manager that lists or listed it
+    worker: WorkerFacts | None = None   # what that manager says about it, None when unlisted
+    unconnected_since: float | None = None
+    absent_since: float | None = None
+    absent_listings: int = 0
+    leaving_since: float | None = None
+    unlisted_since: float | None = None
+    retire_asked_at: float | None = None
+    retire_refused_at: float | None = None
+    cancelled_at: float | None = None
+    killed_at: float | None = None
+    ended_at: float | None = None
+    end_reason: str = ""
+
+    @property
+    def live(self) -> bool:
+        """Not known to have ended."""
+        return self.state is not JobState.ENDED
+
+    @property
+    def active(self) -> bool:
+        """Counts as one worker that is there or will be."""
+        return self.state is not JobState.ENDED and self.state is not JobState.DRAINING
+
+
+def advance(job: Job, fact: Fact) -> None:
+    """Move ``job`` along the table.
+
+    Raises:
+        StateError: the table has no such transition; a defect of the caller.
+    """
+    target = TABLE[job.state].get(fact)
+    if target is None:
+        raise StateError(f"job {job.intent_id} is {job.state.value} and cannot be {fact.value!r}")
+    job.state = target

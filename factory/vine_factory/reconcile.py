@@ -1,0 +1,204 @@
+"""From what was read to what is believed.
+
+Owns the rules by which listings of batch systems and answers of managers change job records. Everything here only
+looks and records; nothing causes a side effect. An Unknown reading changes nothing, a job missing from one listing
+changes nothing. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vine_factory import defaults
+from vine_factory.batch.base import BatchState, JobStatus
+from vine_factory.demand import DRAINING, Demand, WorkerFacts
+from vine_factory.fleet import Fleet, clear_absence
+from vine_factory.health import Fault
+from vine_factory.jobs import Fact, Job, JobState
+from vine_factory.readings import Known, Reading
+
+_S = JobState
+
+
+@dataclass(slots=True)
+class ManagerView:
+    """One manager: its last answer, and since when there is none. ``gone_since`` None while it answers."""
+
+    key: str
+    last: Demand | None = None
+    last_at: float = 0.0
+    gone_since: float | None = None
+    why_gone: str = ""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one reconciliation found, for health and for the log."""
+
+    faults: list[tuple[Job, Fault, str]] = field(default_factory=list)
+    ended: list[Job] = field(default_factory=list)
+    connected: list[Job] = field(default_factory=list)
+    survived: list[Job] = field(default_factory=list)
+    adopted: list[Job] = field(default_factory=list)
+    managers_found: list[ManagerView] = field(default_factory=list)
+    managers_lost: list[ManagerView] = field(default_factory=list)
+
+
+def reconcile_managers(views: dict[str, ManagerView], readings: Mapping[str, Reading[Demand]],
+                       listing_known: bool, now: float, gone_s: float, changes: Changes) -> None:
+    """Bring the views up to date. A manager that neither answers nor is listed is dropped after ``gone_s``."""
+    for key, reading in readings.items():
+        view = views.setdefault(key, ManagerView(key))
+        if isinstance(reading, Known):
+            if view.last is None or view.gone_since is not None:
+                changes.managers_found.append(view)
+            view.last, view.last_at, view.gone_since = reading.value, reading.at, None
+        else:
+            _lose(view, reading.since, reading.reason, changes)
+    if listing_known:
+        for key, view in views.items():
+            if key not in readings:
+                _lose(view, now, "it is no longer advertised", changes)
+    for key in [k for k, v in views.items() if v.gone_since is not None and now - v.gone_since > gone_s]:
+        if key not in readings:
+            del views[key]
+
+
+def _lose(view: ManagerView, since: float, reason: str, changes: Changes) -> None:
+    if view.gone_since is None:
+        view.gone_since = max(since, view.last_at)
+        if view.last is not None:
+            changes.managers_lost.append(view)
+    view.why_gone = reason
+
+
+def reconcile_listing(fleet: Fleet, pool: str, statuses: tuple[JobStatus, ...], asked_at: float, settles_s: float,
+                      now: float, changes: Changes) -> None:
+    """Apply one listing of a batch system, asked for at ``asked_at``. Call once per listing."""
+    seen = set()
+    for status in statuses:
+        if status.tag.pool != pool:
+            continue
+        seen.add(status.tag.intent_id)
+        job = fleet.jobs.get(status.tag.intent_id)
+        if job is None:
+            if status.state is BatchState.ENDED:
+                continue
+            job = _adopt(fleet, status, now, changes)
+        _apply_status(fleet, job, status, now, changes)
+    for job in list(fleet.of_pool(pool)):
+        if job.intent_id not in seen and not job.in_flight and asked_at > job.touched_at:
+            _miss(fleet, job, settles_s, now, changes)
+
+
+def _adopt(fleet: Fleet, status: JobStatus, now: float, changes: Changes) -> Job:
+    job = Job(status.tag.intent_id, status.tag.pool, status.started_at or now, touched_at=now)
+    fleet.add(job)
+    changes.adopted.append(job)
+    return job
+
+
+def _apply_status(fleet: Fleet, job: Job, status: JobStatus, now: float, changes: Changes) -> None:
+    clear_absence(job)
+    if status.state is BatchState.ENDED:
+        if job.live:
+            _end(fleet, job, status, now, changes)
+        return
+    if not job.live:
+        fleet.move(job, Fact.REAPPEARED, now)
+        changes.adopted.append(job)
+    if not job.batch_id:
+        job.batch_id = status.batch_id
+        if job.state is _S.DRAINING:  # cancelled before it was there: that cancellation reached nothing
+            job.cancelled_at = job.killed_at = None
+            job.unlisted_since = job.created_at
+    if status.state is BatchState.RUNNING:
+        if job.state in (_S.INTENDED, _S.SUBMITTED, _S.QUEUED):
+            fleet.move(job, Fact.SEEN_RUNNING, now)
+        if job.running_since is None:
+            job.running_since = status.started_at or now
+        if not job.survived and now - job.running_since > defaults.DIED_AT_START_S:
+            job.survived = True
+            changes.survived.append(job)
+    elif job.state in (_S.INTENDED, _S.SUBMITTED, _S.RUNNING):
+        fleet.move(job, Fact.SEEN_QUEUED, now)
+
+
+def _miss(fleet: Fleet, job: Job, settles_s: float, now: float, changes: Changes) -> None:
+    """A job is not in a listing that should have it. Believed only after several, and never while a manager is
+    talking to its worker."""
+    if job.worker is not None:
+        clear_absence(job)
+        return
+    if job.absent_since is None:
+        job.absent_since = now
+    job.absent_listings += 1
+    patience = max(defaults.ABSENT_S, settles_s if not job.batch_id else 0.0)
+    if job.absent_listings < defaults.ABSENT_LISTINGS or now - job.absent_since < patience:
+        return
+    reason = "never reached the batch system" if not job.batch_id else \
+        f"gone: not in {job.absent_listings} listings over {now - job.absent_since:.0f} s"
+    fleet.move(job, Fact.OVER, now, reason)
+    changes.ended.append(job)
+
+
+def _end(fleet: Fleet, job: Job, status: JobStatus, now: float, changes: Changes) -> None:
+    asked_to = job.state is _S.DRAINING
+    started = status.started_at or job.running_since
+    lived_s = max(0.0, (status.ended_at or now) - started) if started else 0.0
+    code = status.exit_code
+    how = "unknown status" if code is None else f"signal {-code}" if code < 0 else f"status {code}"
+    fleet.move(job, Fact.OVER, now, f"ended with {how} after {lived_s:.0f} s")
+    changes.ended.append(job)
+    if asked_to or job.connected_once or lived_s > defaults.DIED_AT_START_S:
+        return
+    words = status.stderr_tail or status.said or f"it ended with {how} and said nothing"
+    changes.faults.append((job, Fault.QUIT_AT_START if code == 0 else Fault.DIED_AT_START, words))
+
+
+def reconcile_connections(fleet: Fleet, views: Mapping[str, ManagerView], now: float, gone_s: float,
+                          changes: Changes) -> None:
+    """Match jobs to the workers that answering managers list."""
+    listed: dict[str, tuple[str, WorkerFacts]] = {}
+    for key, view in views.items():
+        if view.gone_since is None and view.last is not None:
+            for worker in view.last.workers:
+                if worker.job_id in fleet.jobs:
+                    listed[worker.job_id] = (key, worker)
+    all_answer = bool(views) and all(view.gone_since is None for view in views.values())
+    for job in fleet.live():
+        found = listed.get(job.intent_id)
+        if found is not None:
+            _connected(fleet, job, found[0], found[1], now, changes)
+        else:
+            _not_connected(fleet, job, views.get(job.manager), all_answer, now, gone_s)
+
+
+def _connected(fleet: Fleet, job: Job, manager: str, worker: WorkerFacts, now: float, changes: Changes) -> None:
+    first = not job.connected_once
+    if job.state not in (_S.CONNECTED, _S.DRAINING):
+        fleet.move(job, Fact.LISTED, now)
+    job.manager, job.worker, job.unlisted_since = manager, worker, None
+    if first:
+        job.connected_once = True
+        changes.connected.append(job)
+    if job.state is _S.CONNECTED and worker.state == DRAINING:
+        fleet.move(job, Fact.TOLD_TO_LEAVE, now)
+
+
+def _not_connected(fleet: Fleet, job: Job, view: ManagerView | None, all_answer: bool, now: float,
+                   gone_s: float) -> None:
+    if job.worker is not None:
+        back_in_time = view is not None and view.gone_since is not None and now - view.gone_since <= gone_s
+        if back_in_time:
+            return  # its manager does not answer: nothing is known about the connection
+        job.worker = None
+        if job.state is _S.CONNECTED:
+            fleet.move(job, Fact.UNLISTED, now)
+    if job.state is _S.DRAINING and job.unlisted_since is None:
+        job.unlisted_since = now
+    if job.state is not _S.RUNNING or not all_answer:
+        job.unconnected_since = None  # time in which it could not be seen does not count against it
+    elif job.unconnected_since is None:
+        job.unconnected_since = now

@@ -1,0 +1,76 @@
+"""Which workers leave when there are too many, and since when there are.
+
+Owns the order of leaving (idle first, cheapest data first) and the window that keeps a worker which was needed a
+moment ago. Pure; busy workers are never candidates.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from vine_factory.demand import IDLE
+from vine_factory.jobs import Job, JobState
+
+
+class RecentHigh:
+    """The largest number wanted in the last ``window_s`` seconds of uninterrupted knowledge."""
+
+    def __init__(self, window_s: float) -> None:
+        self.window_s = window_s
+        self._falling: deque[tuple[float, int]] = deque()  # values fall from left to right: left is the maximum
+        self._start: float | None = None
+
+    def note(self, wanted: int, now: float) -> None:
+        """Add one reading at ``now`` (seconds, not before the last one)."""
+        if self._start is None:
+            self._start = now
+        while self._falling and self._falling[-1][1] <= wanted:
+            self._falling.pop()
+        self._falling.append((now, wanted))
+        # A value was in force until the next one: drop it only when its successor is older than the window.
+        while len(self._falling) > 1 and self._falling[1][0] <= now - self.window_s:
+            self._falling.popleft()
+
+    def forget(self) -> None:
+        """Something became unknown: the window starts anew."""
+        self._falling.clear()
+        self._start = None
+
+    def value(self, now: float) -> int | None:
+        """The maximum, or None while the window is not complete."""
+        if self._start is None or now - self._start < self.window_s:
+            return None
+        return self._falling[0][1]
+
+
+def choose_queued(jobs: Iterable[Job], count: int) -> list[Job]:
+    """Up to ``count`` jobs that have not started, newest first: the oldest is next to start."""
+    queued = [job for job in jobs if job.state is JobState.QUEUED]
+    queued.sort(key=lambda job: (job.created_at, job.intent_id), reverse=True)
+    return queued[:max(0, count)]
+
+
+def choose_idle(jobs: Iterable[Job], count: int, now: float, retry_s: float) -> list[Job]:
+    """Up to ``count`` idle connected jobs: least sole data, then least cached data, then longest idle.
+
+    Jobs that were asked already, or refused within ``retry_s``, are left out.
+    """
+    idle = [job for job in jobs if _may_retire(job, now, retry_s)]
+    idle.sort(key=_cost)
+    return idle[:max(0, count)]
+
+
+def _may_retire(job: Job, now: float, retry_s: float) -> bool:
+    facts = job.worker
+    if job.state is not JobState.CONNECTED or facts is None or job.retire_asked_at is not None:
+        return False
+    if job.retire_refused_at is not None and now - job.retire_refused_at < retry_s:
+        return False
+    return facts.state == IDLE and facts.tasks_running == 0
+
+
+def _cost(job: Job) -> tuple[int, int, float, str]:
+    facts = job.worker
+    assert facts is not None  # by _may_retire
+    return facts.sole_mb, facts.cache_mb, -facts.idle_s, job.intent_id

@@ -1,0 +1,341 @@
+"""The running factory: all I/O, no policy.
+
+Owns the loop, the threads' inbox, the clock and the carrying out of actions. A pass is five steps: observe (collect
+the latest readings), reconcile and decide (in the core), act (in the order of the actions, journal first), record
+(state file). The loop itself never calls a batch system or a manager: threads do, so nothing that hangs delays it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from taskvine_core.errors import ConfigError
+from vine_factory import command, defaults, statefile
+from vine_factory.batch.base import BatchSystem, JobHandle, JobRequest, JobStatus, JobTag
+from vine_factory.batch.driver import BatchDriver
+from vine_factory.config import Settings
+from vine_factory.core import FactoryCore
+from vine_factory.demand import Demand
+from vine_factory.discovery import Discovery, Found, Links
+from vine_factory.events import (
+    Action,
+    CancelJobs,
+    Event,
+    Finish,
+    Note,
+    Observed,
+    Refused,
+    RetireAnswered,
+    RetireWorkers,
+    SettingsChanged,
+    StopRequested,
+    SubmitJobs,
+    WriteJournal,
+)
+from vine_factory.home import Home
+from vine_factory.journal import Journal
+from vine_factory.links import ManagerLink
+from vine_factory.log import Log
+from vine_factory.readings import Known, Reading, Unknown
+from vine_factory.reload import ConfigFile
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+_STATE_HEARTBEAT_S = 5.0
+_CLOSE_S = 1.0
+_RUN_ID_BYTES = 4
+
+
+class Runner:
+    """One factory process.
+
+    Args:
+        settings: what to do.
+        home: where it lives, locked.
+        batches: a batch system per pool.
+        look: finds the managers to serve; called in a thread, raises when nothing is known.
+        secret: shared key for the managers.
+        log: where lines go.
+        state_path: the state file.
+        config: the configuration file to watch, or None.
+    """
+
+    def __init__(self, settings: Settings, home: Home, batches: Mapping[str, BatchSystem],
+                 look: Callable[[], list[Found]], secret: bytes, log: Log, state_path: Path,
+                 config: ConfigFile | None = None) -> None:
+        self._epoch = time.time() - time.monotonic()
+        self._home = home
+        self._log = log
+        self._secret = secret
+        self._state_path = state_path
+        self._config = config
+        self._inbox: queue.SimpleQueue[Event | Callable[[], None]] = queue.SimpleQueue()
+        self._journal = Journal(home.directory / "journal.sqlite")
+        run_id, numbers = secrets.token_hex(_RUN_ID_BYTES), iter(range(1, sys.maxsize))
+        self._core = FactoryCore(settings, {name: system.settles_s for name, system in batches.items()},
+                                 lambda: f"{run_id}-{next(numbers)}", self._journal.rows(), self.clock())
+        self._managers: dict[str, Reading[Demand]] = {}
+        self._discovered: Reading[list[Found]] = Unknown("managers have not been looked for yet", self.clock())
+        self._listings: dict[str, Reading[tuple[JobStatus, ...]]] = {}
+        self._links = Links(self._make_link)
+        self._drivers = {name: BatchDriver(name, system, home.factory_id, self._inbox.put, self._on_listing,
+                                           self.clock) for name, system in batches.items()}
+        self._discovery = Discovery(look, self._on_discovery, self.clock)
+        self._last_pass = float("-inf")
+        self._woken = True
+        self._last_state: dict[str, Any] = {}
+        self._state_written_at = float("-inf")
+        self._journal_problem = ""
+        self._parent = os.getppid()
+        self._stop_deadline: float | None = None
+        self._status: int | None = None
+
+    def clock(self) -> float:
+        """Seconds since the epoch, never running backwards."""
+        return self._epoch + time.monotonic()
+
+    def run(self) -> int:
+        """Until the end. Returns the exit status: 0, or 1 when workers could not be ended."""
+        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self._inbox.put(self._poll_all))
+        try:
+            while self._status is None:
+                self._wait()
+                self.one_pass(self.clock())
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self._close()
+        return self._status
+
+    def one_pass(self, now: float) -> None:
+        """Observe, reconcile, decide, act, record."""
+        self._last_pass, self._woken = now, False
+        self._check_parent()
+        self._check_config()
+        self._write_journal(None, now)
+        observed = self._observe(now)
+        self._act(self._core.handle(observed, now), now)
+        self._record(now)
+        self._poll_all()
+        self._check_deadline(now)
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def _wait(self) -> None:
+        """Take events until the next pass is due: after the period, or soon after a reading changed."""
+        while True:
+            now = self.clock()
+            period = defaults.STOP_PERIOD_S if self._core.stopping else self._core.settings.period_s
+            due = self._last_pass + (defaults.MIN_PASS_GAP_S if self._woken else period)
+            if now >= due and self._inbox.empty():
+                return
+            try:
+                item = self._inbox.get(timeout=max(0.0, due - now))
+            except queue.Empty:
+                return
+            if callable(item):
+                item()
+            else:
+                self._act(self._core.handle(item, self.clock()), self.clock())
+                self._woken = True
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        # A second signal means that somebody does not want to wait for the workers.
+        name = signal.Signals(number).name
+        self._inbox.put(lambda: self._stop(f"received {name}", at_once=bool(self._core.stopping)))
+
+    def _stop(self, reason: str, at_once: bool = False) -> None:
+        now = self.clock()
+        if self._stop_deadline is None or at_once:
+            grace = 0.0 if at_once else self._core.settings.drain_grace_s
+            self._stop_deadline = now + grace + defaults.FINISH_MARGIN_S
+        self._act(self._core.handle(StopRequested(reason, at_once), now), now)
+        self._woken = True
+
+    def _check_parent(self) -> None:
+        if self._core.settings.parent_death and os.getppid() != self._parent and not self._core.stopping:
+            self._stop("the parent process has ended")
+
+    def _check_deadline(self, now: float) -> None:
+        if self._core.stopping and self._stop_deadline is None:  # the core's own wish, e.g. factory-timeout
+            self._stop_deadline = now + self._core.settings.drain_grace_s + defaults.FINISH_MARGIN_S
+        if self._stop_deadline is not None and now >= self._stop_deadline and self._status is None:
+            left = [f"{job.pool}:{job.batch_id or job.intent_id}" for job in self._core.fleet.live()]
+            self._log.note(Note("left", f"{len(left)} workers could not be ended: {' '.join(left)}; the same command "
+                                "started again finds them", 0, {"jobs": left}), now)
+            self._status = 1
+
+    def _check_config(self) -> None:
+        if self._config is None:
+            return
+        settings, notes = self._config.changed(self._core.settings)
+        now = self.clock()
+        for text in notes:
+            self._log.note(Note("settings", text, 0), now)
+        if settings is not None:
+            self._act(self._core.handle(SettingsChanged(settings), now), now)
+            for link in self._links.all():
+                link.shapes = tuple(pool.shape for pool in settings.pools)
+
+    # ------------------------------------------------------------------------------------------- observe
+
+    def _observe(self, now: float) -> Observed:
+        stale_s = max(defaults.READING_STALE_MIN_S, defaults.READING_STALE_PERIODS * self._core.settings.period_s)
+        managers = {key: _fresh(reading, now, stale_s) for key, reading in self._managers.items()}
+        discovery: Reading[int] = Unknown("", now)
+        if isinstance(self._discovered, Known):
+            # Looking may take long on a sick file server; how long is no reason to disbelieve the answer
+            # until it gets as old as an unanswered question to a manager.
+            discovery = _fresh(Known(len(self._discovered.value), self._discovered.at), now, stale_s)
+        else:
+            discovery = self._discovered
+        batches: dict[str, Reading[tuple[JobStatus, ...]]] = {}
+        for pool, driver in self._drivers.items():
+            asked = driver.silent_since()
+            if asked is not None and now - asked > defaults.BATCH_SILENT_S:
+                batches[pool] = Unknown(f"no answer for {now - asked:.0f} s", asked)
+            elif pool in self._listings:
+                batches[pool] = self._listings[pool]
+        return Observed(managers, discovery, batches)
+
+    def _poll_all(self) -> None:
+        for driver in self._drivers.values():
+            driver.poll()
+
+    def _on_listing(self, pool: str, reading: Reading[tuple[JobStatus, ...]]) -> None:
+        def take() -> None:
+            before = self._listings.get(pool)
+            self._listings[pool] = reading
+            self._woken = self._woken or _listing_key(before) != _listing_key(reading)
+        self._inbox.put(take)
+
+    def _on_demand(self, key: str, reading: Reading[Demand]) -> None:
+        def take() -> None:
+            if self._links.get(key) is None:
+                return  # a last word of a link that was closed
+            before = self._managers.get(key)
+            self._managers[key] = reading
+            self._woken = self._woken or _demand_key(before) != _demand_key(reading)
+        self._inbox.put(take)
+
+    def _on_discovery(self, reading: Reading[list[Found]]) -> None:
+        def take() -> None:
+            first = not isinstance(self._discovered, Known)
+            self._discovered = reading
+            if isinstance(reading, Known):
+                self._links.serve(reading.value)
+                for key in set(self._managers) - {found.key for found in reading.value}:
+                    del self._managers[key]
+                    self._woken = True
+            self._woken = self._woken or first
+        self._inbox.put(take)
+
+    def _make_link(self, found: Found) -> ManagerLink:
+        settings = self._core.settings
+        return ManagerLink(found.key, found.address, self._secret, [pool.shape for pool in settings.pools],
+                           settings.factory_name, settings.period_s, self._on_demand, self._inbox.put, self.clock)
+
+    # ----------------------------------------------------------------------------------------------- act
+
+    def _act(self, actions: list[Action], now: float) -> None:
+        for action in actions:
+            if isinstance(action, WriteJournal):
+                self._write_journal(action, now)
+            elif isinstance(action, SubmitJobs):
+                self._submit(action)
+            elif isinstance(action, CancelJobs):
+                handles = [JobHandle(self._tag(action.pool, intent), batch) for intent, batch in action.jobs]
+                self._drivers[action.pool].cancel(handles, action.force)
+            elif isinstance(action, RetireWorkers):
+                self._retire(action)
+            elif isinstance(action, Note):
+                self._log.note(action, now)
+            elif isinstance(action, Finish):
+                self._status = 0 if action.left == 0 else 1
+
+    def _write_journal(self, change: WriteJournal | None, now: float) -> None:
+        problem = ""
+        try:
+            self._journal.write(change)
+        except ConfigError as failure:
+            problem = str(failure)
+        if problem != self._journal_problem:
+            self._log.note(Note("journal", problem or "the journal can be written again", 0), now)
+        self._journal_problem = problem
+
+    def _submit(self, action: SubmitJobs) -> None:
+        if self._journal_problem:  # what is not journalled could be submitted twice
+            self._inbox.put(Refused(action.pool, action.intent_ids, self._journal_problem))
+            return
+        settings = self._core.settings
+        pool = settings.pool(action.pool)
+        if pool is None:
+            self._inbox.put(Refused(action.pool, action.intent_ids, "the pool is no longer configured"))
+            return
+        environment = command.environment(settings)
+        self._drivers[action.pool].submit([
+            JobRequest(self._tag(action.pool, intent), command.worker_command(settings, pool, intent, sys.executable),
+                       environment, pool.asked) for intent in action.intent_ids])
+
+    def _retire(self, action: RetireWorkers) -> None:
+        link = self._links.get(action.manager)
+        if link is not None:
+            link.retire(action)
+        else:
+            kept = {job: "the manager is gone" for job, _ in action.workers}
+            self._inbox.put(RetireAnswered(action.manager, (), kept))
+
+    def _tag(self, pool: str, intent_id: str) -> JobTag:
+        return JobTag(self._home.factory_id, pool, intent_id)
+
+    # -------------------------------------------------------------------------------------------- record
+
+    def _record(self, now: float) -> None:
+        state = statefile.snapshot(self._core)
+        if state == self._last_state and now - self._state_written_at < _STATE_HEARTBEAT_S:
+            return
+        self._last_state, self._state_written_at = state, now
+        try:
+            statefile.write(self._state_path, state, now)
+        except OSError as problem:
+            self._log.note(Note("state", f"cannot write {self._state_path}: {problem}", 0), now)
+
+    def _close(self) -> None:
+        self._discovery.close()
+        for link in self._links.all():
+            link.close()
+        for driver in self._drivers.values():
+            driver.close(_CLOSE_S)
+        self._journal.close()
+        self._state_path.unlink(missing_ok=True)
+        self._home.lock.close()
+
+
+def _fresh(reading: Reading[Any], now: float, stale_s: float) -> Reading[Any]:
+    """An answer that was not renewed for long is no answer any more."""
+    if isinstance(reading, Known) and now - reading.at > stale_s:
+        return Unknown(f"no answer for {now - reading.at:.0f} s", reading.at)
+    return reading
+
+
+def _listing_key(reading: Reading[tuple[JobStatus, ...]] | None) -> object:
+    """What of a listing is worth waking up for."""
+    if isinstance(reading, Known):
+        return {(status.tag.intent_id, status.state) for status in reading.value}
+    return type(reading)
+
+
+def _demand_key(reading: Reading[Demand] | None) -> object:
+    """What of a demand answer is worth waking up for."""
+    if isinstance(reading, Known):
+        demand = reading.value
+        return demand.needs, {(worker.worker_id, worker.state) for worker in demand.workers}
+    return type(reading)
