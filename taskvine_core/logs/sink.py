@@ -17,6 +17,8 @@ from pathlib import Path
 MAX_BACKLOG_BYTES = 64 << 20
 #: How long ``write`` blocks, and ``close`` waits, before bytes are given up.
 GIVE_UP_S = 10.0
+#: The kernel takes at most 1024 pieces in one call.
+MAX_VECTOR = 1024
 
 
 class LogSink:
@@ -34,9 +36,11 @@ class LogSink:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._files = {name: os.open(directory / name, flags, 0o644) for name in names}
         self._directory = directory
-        self._queue: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[dict[str, list[bytes]], int] | None] = queue.SimpleQueue()
         self._room = threading.Condition()
         self._waiting_bytes = 0
+        self._pending: dict[str, list[bytes]] = {}
+        self._pending_bytes = 0
         self._pid = os.getpid()
         #: First failure of each file, in words; bytes lost in all.
         self.errors: dict[str, str] = {}
@@ -45,22 +49,31 @@ class LogSink:
         self._thread.start()
 
     def write(self, name: str, text: str) -> None:
-        """Append ``text``; blocks only while too much waits for the file system, and then not for ever."""
-        if os.getpid() != self._pid:
-            return  # a forked child has neither the thread nor the right to these files
+        """Append ``text`` at the next ``push``."""
         data = text.encode("utf-8", "backslashreplace")
+        self._pending.setdefault(name, []).append(data)
+        self._pending_bytes += len(data)
+
+    def push(self) -> None:
+        """Hand what was written to the thread; blocks only while too much waits, and then not for ever."""
+        pending, size_bytes = self._pending, self._pending_bytes
+        self._pending, self._pending_bytes = {}, 0
+        if not pending or os.getpid() != self._pid:
+            return  # a forked child has neither the thread nor the right to these files
         with self._room:
             if self._waiting_bytes > MAX_BACKLOG_BYTES and not self._room.wait_for(
                     lambda: self._waiting_bytes <= MAX_BACKLOG_BYTES, GIVE_UP_S):
-                self._lose(name, len(data), f"the file system took nothing for {GIVE_UP_S:.0f} s")
+                for name in pending:
+                    self._lose(name, size_bytes, f"the file system took nothing for {GIVE_UP_S:.0f} s")
                 return
-            self._waiting_bytes += len(data)
-        self._queue.put((name, data))
+            self._waiting_bytes += size_bytes
+        self._queue.put((pending, size_bytes))
 
     def close(self) -> None:
         """Write what waits, end the thread, close the files; idempotent."""
         if not self._files or os.getpid() != self._pid:
             return
+        self.push()
         self._queue.put(None)
         self._thread.join(GIVE_UP_S)
         if self._thread.is_alive():
@@ -72,15 +85,14 @@ class LogSink:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            name, data = item
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._files[name], view):]
-            except OSError as error:
-                self._lose(name, len(data), str(error))
+            pending, size_bytes = item
+            for name, chunks in pending.items():
+                try:
+                    _write_all(self._files[name], chunks)
+                except OSError as error:
+                    self._lose(name, sum(map(len, chunks)), str(error))
             with self._room:
-                self._waiting_bytes -= len(data)
+                self._waiting_bytes -= size_bytes
                 self._room.notify()
 
     def _lose(self, name: str, size_bytes: int, why: str) -> None:
@@ -88,3 +100,13 @@ class LogSink:
         if name not in self.errors:
             self.errors[name] = why
             print(f"taskvine: log {self._directory / name} is incomplete: {why}", file=sys.stderr)
+
+
+def _write_all(descriptor: int, chunks: list[bytes]) -> None:
+    for first in range(0, len(chunks), MAX_VECTOR):
+        group = chunks[first:first + MAX_VECTOR]
+        written = os.writev(descriptor, group)
+        if written < sum(map(len, group)):
+            rest = memoryview(b"".join(group))[written:]
+            while rest:
+                rest = rest[os.write(descriptor, rest):]

@@ -96,9 +96,9 @@ def microseconds(value_s: float) -> int:
 
 def one_line(text: str) -> str:
     """Free text without line breaks."""
-    if "\n" in text or "\r" in text:
-        return text.replace("\r", "\\r").replace("\n", "\\n")
-    return text
+    if text.isprintable():
+        return text
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def tame(text: str) -> str:
@@ -114,6 +114,6 @@ def tame(text: str) -> str:
 
 def word(text: str) -> str:
     """A name as one word: blanks and line breaks become underscores, nothing becomes one underscore."""
-    if text.isalnum():
+    if text and " " not in text and text.isprintable():
         return text
     return "_".join(text.split()) or "_"

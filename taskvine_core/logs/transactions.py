@@ -45,7 +45,8 @@ HEADER = """\
 def commit_fields(commit_start: float, commit_end: float, input_s: float, input_bytes: int) -> str:
     """JSON fields of a dispatch, used in RUNNING and again in RETRIEVED."""
     return (f'"time_commit_start":[{commit_start:.6f},"s"],"time_commit_end":[{commit_end:.6f},"s"],'
-            f'"time_input_mgr":[{seconds(input_s)},"s"],"size_input_mgr":[{megabytes(input_bytes)},"MB"]')
+            f'"time_input_mgr":[{seconds(input_s) if input_s else 0},"s"],'
+            f'"size_input_mgr":[{megabytes(input_bytes) if input_bytes else 0},"MB"]')
 
 
 class TransactionLines:
@@ -116,8 +117,8 @@ class TransactionLines:
             ran = ""
             if track.end:  # else it never reported back: zeros would be read as times
                 ran = f'"time_worker_start":[{track.start:.6f},"s"],"time_worker_end":[{track.end:.6f},"s"],'
-            used = (f'{ran}"time_output_mgr":[{seconds(output_s)},"s"],'
-                    f'"size_output_mgr":[{megabytes(output_bytes)},"MB"],{track.io},'
+            used = (f'{ran}"time_output_mgr":[{seconds(output_s) if output_s else 0},"s"],'
+                    f'"size_output_mgr":[{megabytes(output_bytes) if output_bytes else 0},"MB"],{track.io},'
                     f'"wall_time":[{seconds(track.end - track.start)},"s"]{_used_fields(measured, track)}')
         self.lines.append(f"{self._stamp.us} {self._pid} TASK {task_id} RETRIEVED "
                           f"{RESULT_NAMES.get(result, 'UNKNOWN')}  {exit_code}{shown} {{{used}}}\n")
