@@ -260,6 +260,23 @@ def make_factory(manager: Any, log_file: str) -> Any:
     return factory
 
 
+def peer_bytes(transactions: Path) -> int:
+    """Bytes that workers fetched from each other: all that they fetched less what the manager sent on request.
+
+    Args:
+        transactions: the log of that name that the manager left; what was fetched or sent took some time there,
+            what a task produced or what travelled inside a message took none.
+    """
+    fetched = sent = 0
+    for line in transactions.read_text().splitlines():
+        match line.split():
+            case [_, _, "WORKER", _, "CACHE_UPDATE", _, size, wall_us, *_] if int(wall_us) > 0:
+                fetched += int(size)
+            case [_, _, "WORKER", _, "TRANSFER", "INPUT", _, size, wall_us, *_] if int(wall_us) > 0:
+                sent += int(size)
+    return max(0, fetched - sent)
+
+
 def user_label() -> str:
     """A project name that two demos on one machine do not share."""
     return f"cms-demo-{os.getpid()}"

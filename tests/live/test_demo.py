@@ -217,6 +217,22 @@ def test_the_sparkline_shows_the_rise_and_the_fall_of_workers() -> None:
     assert line[0] == " " and "█" in line and line[-1] not in " █"
 
 
+def test_bytes_between_workers_are_what_was_fetched_less_what_the_manager_sent(tmp_path: Path) -> None:
+    log = tmp_path / "transactions"
+    log.write_text(
+        "# header\n"
+        "1 7 MANAGER 7 START 0\n"
+        "2 7 WORKER worker-a TRANSFER INPUT file-x 1000 50 2\n"
+        "2 7 WORKER worker-a CACHE_UPDATE file-x 1000 60 2\n"
+        "2 7 WORKER worker-a TRANSFER INPUT buffer-small 10 0 2\n"
+        "3 7 WORKER worker-b CACHE_UPDATE file-x 1000 70 3\n"
+        "4 7 WORKER worker-b CACHE_UPDATE temp-made-here 300 0 4\n"
+        "5 7 WORKER worker-a CACHE_UPDATE temp-made-here 300 20 5\n"
+        "6 7 MANAGER 7 END 9\n"
+    )
+    assert workflow.peer_bytes(log) == 1300
+
+
 # -------------------------------------------------------------------------------------------- the whole
 
 
