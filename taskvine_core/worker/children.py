@@ -1,0 +1,229 @@
+"""Starting, killing and reaping processes, so that nothing a run started outlives it.
+
+Owns every child of the worker process: nothing else may call wait(). Must not know tasks.
+
+Each run's main process leads its own session and group. When it ends, the group is killed while the unreaped leader
+still keeps the group's number from being used again. Processes that left the group (setsid) come to us when their
+parents die, because the worker is a child subreaper; ``sweep`` finds and kills those that belong to no live run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from taskvine_core.errors import SandboxError
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+SHELL = "/bin/sh"
+#: Linux refuses one argument of 128 KiB or more: longer commands are run from a file.
+MAX_COMMAND_BYTES = 100_000
+COMMAND_NAME = ".taskvine.command"
+#: Ignored by Python; a task expects the defaults.
+_RESTORED = tuple(s for s in (signal.SIGPIPE, getattr(signal, "SIGXFSZ", None)) if s is not None)
+_CHILDREN_READ_BYTES = 1 << 16
+FINISH_POLL_S = 0.005
+
+
+class Ended(NamedTuple):
+    """A child that is gone. ``exit_code`` is the signal number when a signal ended it."""
+
+    pid: int
+    exit_code: int
+    cpu_s: float
+    max_rss_mb: int
+
+
+def prctl(option: int, value: int) -> None:
+    """One prctl(2) call; a kernel that does not know it is no reason to stop."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(option, value, 0, 0, 0)
+
+
+class Children:
+    """All child processes of this worker."""
+
+    def __init__(self) -> None:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._mine: set[int] = set()
+        self._session = os.getsid(0)
+        self._children_fd = -1
+        try:
+            self._children_fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            pass                # old kernel: sweep() reads all of /proc instead
+
+    def start(self, argv: list[str], cwd: str, env: Mapping[str, str], stdout_fd: int,
+              keep: tuple[int, ...] = ()) -> int:
+        """Start a process in its own session with stdin empty and stdout and stderr going to ``stdout_fd``.
+
+        Args:
+            keep: descriptors the child inherits under the same number.
+
+        Returns: its pid, which is also its process group.
+
+        Raises:
+            SandboxError: it cannot be started.
+        """
+        actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, self._null, 0),
+                                          (os.POSIX_SPAWN_DUP2, stdout_fd, 1), (os.POSIX_SPAWN_DUP2, stdout_fd, 2)]
+        actions.extend((os.POSIX_SPAWN_DUP2, fd, fd) for fd in keep)
+        try:
+            os.chdir(cwd)       # posix_spawn cannot; every path of the worker is absolute, so moving about is harmless
+            pid = os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigdef=_RESTORED)
+        except NotImplementedError:
+            pid = _start_slowly(argv, cwd, env, self._null, stdout_fd, keep)
+        except (OSError, ValueError) as error:
+            raise SandboxError(f"cannot start {argv[0]}: {error}", hint="see the worker's machine") from error
+        self._mine.add(pid)
+        return pid
+
+    def start_command(self, command: str, cwd: str, env: Mapping[str, str], stdout_fd: int) -> int:
+        """Run a shell command; see ``start``."""
+        if len(command) < MAX_COMMAND_BYTES // 4 or len(os.fsencode(command)) < MAX_COMMAND_BYTES:
+            return self.start([SHELL, "-c", command], cwd, env, stdout_fd)
+        with open(f"{cwd}/{COMMAND_NAME}", "wb") as file:
+            file.write(os.fsencode(command))
+        return self.start([SHELL, COMMAND_NAME], cwd, env, stdout_fd)
+
+    @staticmethod
+    def kill_group(pid: int) -> None:
+        """SIGKILL a whole process group; no error when it is already gone."""
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def reap(self) -> list[Ended]:
+        """Every child that has ended, killed with its group; those nobody started here are reaped and left out."""
+        ended: list[Ended] = []
+        while True:
+            try:
+                waiting = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return ended
+            if waiting is None:
+                return ended
+            if self._in_our_session(waiting.si_pid):
+                break           # a thread's own child (curl): leave it, it hides others from this way of asking
+            self._bury(waiting.si_pid, ended)
+        for pid in self._child_pids():
+            if not self._in_our_session(pid) and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                self._bury(pid, ended)
+        return ended
+
+    def _bury(self, pid: int, ended: list[Ended]) -> None:
+        """Reap one ended process; its group dies while the zombie still keeps the number from being used again."""
+        mine = pid in self._mine
+        if mine:
+            self.kill_group(pid)
+        _, status, usage = os.wait4(pid, 0)
+        if mine:
+            self._mine.discard(pid)
+            ended.append(Ended(pid, abs(os.waitstatus_to_exitcode(status)), usage.ru_utime + usage.ru_stime,
+                               usage.ru_maxrss >> 10))
+
+    def _in_our_session(self, pid: int) -> bool:
+        """Every run is a session of its own, which nothing in it can come back from: others are not from runs."""
+        if pid in self._mine:
+            return False
+        try:
+            return os.getsid(pid) == self._session
+        except OSError:
+            return True
+
+    def sweep(self, belongs: Callable[[int], bool]) -> int:
+        """Kill children that came to us from dead parents unless ``belongs(pid)``; returns how many were killed."""
+        killed = 0
+        for pid in self._child_pids():
+            if pid not in self._mine and not self._in_our_session(pid) and not belongs(pid):
+                killed += 1
+                try:
+                    group = os.getpgid(pid)
+                    if group == pid:
+                        os.killpg(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    continue
+        return killed
+
+    def finish(self, patience_s: float) -> None:
+        """Kill and reap everything; gives up on what does not die in time (it is stuck in the kernel)."""
+        end = time.monotonic() + patience_s
+        for pid in self._mine:
+            self.kill_group(pid)
+        while self._mine or self.sweep(lambda pid: False):
+            self.reap()
+            if time.monotonic() > end:
+                return
+            time.sleep(FINISH_POLL_S)
+
+    def _child_pids(self) -> list[int]:
+        if self._children_fd < 0:
+            return _children_from_proc()
+        return [int(pid) for pid in os.pread(self._children_fd, _CHILDREN_READ_BYTES, 0).split()]
+
+
+def _start_slowly(argv: list[str], cwd: str, env: Mapping[str, str], null_fd: int, stdout_fd: int,
+                  keep: tuple[int, ...]) -> int:
+    """For a C library whose posix_spawn knows no sessions."""
+    import subprocess
+
+    process = subprocess.Popen(argv, cwd=cwd, env=env, stdin=null_fd, stdout=stdout_fd, stderr=stdout_fd,
+                               start_new_session=True, pass_fds=keep)
+    process.returncode = 0      # Popen must not wait for it: reap() does
+    return process.pid
+
+
+def _children_from_proc() -> list[int]:
+    """Children of this process on a kernel without /proc/*/children."""
+    found = []
+    me = str(os.getpid())
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if fields[1].decode() == me:
+            found.append(int(name))
+    return found
+
+
+def sandbox_of(pid: int) -> str:
+    """The VINE_SANDBOX a process was started with, else its working directory, else ""."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            for entry in file.read().split(b"\0"):
+                if entry.startswith(b"VINE_SANDBOX="):
+                    return os.fsdecode(entry[len(b"VINE_SANDBOX="):])
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """Resident MB and number of processes of ``pid`` and all its descendants (0, 0 when gone)."""
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    total = count = 0
+    todo = [pid]
+    while todo:
+        one = todo.pop()
+        try:
+            with open(f"/proc/{one}/statm", "rb") as file:
+                total += int(file.read().split()[1]) * page_bytes
+            count += 1
+            for thread in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{thread}/children", "rb") as file:
+                    todo.extend(int(child) for child in file.read().split())
+        except (OSError, ValueError, IndexError):
+            continue            # it ended while we looked
+    return total >> 20, count

@@ -1,0 +1,208 @@
+"""Moving objects in threads: fetches, uploads, and serving other workers.
+
+Owns the glue between the data plane and the worker's loop. Must not decide anything: results become events.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taskvine_core.errors import DiskFullError, SourceError, TransferError, VineError
+from taskvine_core.protocol.messages import BLAME_OBJECT, BLAME_SELF, BLAME_SOURCE, SOURCE_MANAGER, SOURCE_URL
+from taskvine_core.worker import events as e
+from taskvine_core.worker.detect import disk_free_mb
+from taskvine_core.worker.pool import Mailbox, Pool
+from taskvine_core.worker.store import Store
+
+if TYPE_CHECKING:
+    from taskvine_core.dataplane.channel import Tls
+    from taskvine_core.dataplane.objects import ObjectInfo
+    from taskvine_core.dataplane.server import DataServer, ServedObject
+
+#: Left free on the file system whatever arrives: logs and sandboxes need some.
+DISK_MARGIN_MB = 16
+#: Peers served at the same time (reference, section 11.5: worker-source-max-transfers).
+SERVE_THREADS = 10
+UPLOAD_THREADS = 10
+#: Longest silence of a peer that fetches from us.
+SERVE_TIMEOUT_S = 60.0
+
+
+class Jobs:
+    """Threads that move objects of one worker.
+
+    Args:
+        store: where objects are.
+        mailbox: takes the events.
+        secret: shared key.
+        max_fetches: fetches at the same time.
+        now: seconds since the epoch.
+    """
+
+    def __init__(self, store: Store, mailbox: Mailbox, secret: bytes, max_fetches: int,
+                 now: Callable[[], float]) -> None:
+        self.manager: tuple[str, int] = ("", 0)
+        self.tls: Tls | None = None
+        self._store = store
+        self._mailbox = mailbox
+        self._secret = secret
+        self._now = now
+        self._fetches = Pool("fetch", max_fetches)
+        self._uploads = Pool("upload", UPLOAD_THREADS)
+        self._cancelled: dict[int, threading.Event] = {}
+        self._server: DataServer | None = None
+
+    def listen(self, ports: range | int) -> int:
+        """Serve peers from now on; returns the port.
+
+        Raises:
+            VineError, OSError: no port can be opened.
+        """
+        from taskvine_core.dataplane.server import DataServer
+
+        self._server = DataServer(secret=self._secret, role="worker", provider=self, max_threads=SERVE_THREADS,
+                                  timeout_s=SERVE_TIMEOUT_S)
+        return self._server.listen("", ports)
+
+    def close(self) -> None:
+        for cancelled in self._cancelled.values():
+            cancelled.set()
+        if self._server is not None:
+            self._server.close()
+
+    # --------------------------------------------------------------------------------------- fetching
+
+    def start_fetch(self, order: e.StartFetch) -> None:
+        cancelled = self._cancelled[order.job] = threading.Event()
+        manager, tls = self.manager, self.tls
+        self._fetches.submit(lambda: self._run_fetch(order, cancelled, manager, tls))
+
+    def cancel_fetch(self, job: int) -> None:
+        cancelled = self._cancelled.get(job)
+        if cancelled is not None:
+            cancelled.set()
+
+    def fetch_ended(self, job: int) -> None:
+        self._cancelled.pop(job, None)
+
+    def _run_fetch(self, order: e.StartFetch, cancelled: threading.Event, manager: tuple[str, int],
+                   tls: Tls | None) -> None:
+        try:
+            if order.where == SOURCE_URL:
+                self._fetch_url(order, cancelled)
+            elif order.where == SOURCE_MANAGER:
+                self._fetch_objects(order, cancelled, manager, tls)
+            else:
+                self._fetch_objects(order, cancelled, split_address(order.address), None)
+        except Exception as error:      # a thread must always report, or its tasks would wait for ever
+            for item in order.items:
+                self._mailbox.post(e.ObjectFailed(item.serial, BLAME_SELF, f"{type(error).__name__}: {error}"))
+        finally:
+            self._mailbox.post(e.FetchEnded(order.job))
+
+    def _fetch_url(self, order: e.StartFetch, cancelled: threading.Event) -> None:
+        from taskvine_core.dataplane.urls import fetch_url
+
+        item = order.items[0]
+        start = self._now()
+        try:
+            info = fetch_url(order.address, Path(self._store.transfer_path(item.serial)), timeout_s=order.timeout_s,
+                             cancel=cancelled.is_set, room=self._room)
+        except VineError as error:
+            blame = BLAME_OBJECT if isinstance(error, SourceError) else BLAME_SELF
+            self._mailbox.post(e.ObjectFailed(item.serial, blame, str(error)))
+        else:
+            self._arrived(item, info, start)
+
+    def _fetch_objects(self, order: e.StartFetch, cancelled: threading.Event, address: tuple[str, int],
+                       tls: Tls | None) -> None:
+        from taskvine_core.dataplane.client import fetch
+
+        by_name = {item.name: item for item in order.items}
+        start = self._now()
+        for result in fetch(address, list(by_name), lambda name: Path(self._store.transfer_path(by_name[name].serial)),
+                            secret=self._secret, expected={i.name: i.sha256 for i in order.items if i.sha256},
+                            sizes={i.name: i.size_bytes for i in order.items if i.size_bytes >= 0},
+                            timeout_s=order.timeout_s, cancel=cancelled.is_set, room=self._room, tls=tls):
+            item = by_name[result.name]
+            if result.info is not None:
+                self._arrived(item, result.info, start)
+            else:
+                self._failed(item, result.error)
+            start = self._now()
+
+    def _arrived(self, item: e.FetchItem, info: ObjectInfo, start: float) -> None:
+        self._mailbox.post(e.ObjectArrived(item.serial, info.size_bytes, info.sha256, info.is_dir, info.mode, start,
+                                           self._now() - start))
+
+    def _failed(self, item: e.FetchItem, error: TransferError | None) -> None:
+        ours = isinstance(error, DiskFullError) or type(error) is TransferError
+        self._mailbox.post(e.ObjectFailed(item.serial, BLAME_SELF if ours else BLAME_SOURCE, str(error)))
+
+    def _room(self, size: int) -> bool:
+        return disk_free_mb(self._store.transfer) > (size >> 20) + DISK_MARGIN_MB
+
+    # --------------------------------------------------------------------------------------- sending
+
+    def start_upload(self, order: e.StartUpload) -> None:
+        manager, tls = self.manager, self.tls
+        self._uploads.submit(lambda: self._run_upload(order, manager, tls))
+
+    def _run_upload(self, order: e.StartUpload, manager: tuple[str, int], tls: Tls | None) -> None:
+        from taskvine_core.dataplane.client import upload
+
+        error = ""
+        try:
+            if not self._store.is_intact(order.name):
+                self._lost(order.name)
+                raise SourceError(f"{order.name} was damaged on this worker's disk and is dropped")
+            upload(manager, order.transfer_id, order.name, Path(self._store.path_of(order.name)), secret=self._secret,
+                   timeout_s=order.timeout_s, tls=tls, sha256=self._store.sha256_of(order.name))
+        except Exception as failure:    # as above: always report
+            error = str(failure)
+        self._mailbox.post(e.UploadEnded(order.transfer_id, order.name, error))
+
+    def _lost(self, name: str) -> None:
+        self._mailbox.post(e.StoreFailed(name, BLAME_SELF, "it is missing or was changed on disk", False))
+
+    # --------------------------------------------------------------------------------------- Provider (server threads)
+
+    def open_object(self, name: str) -> ServedObject | None:
+        """See dataplane.server.Provider."""
+        from taskvine_core.dataplane.server import ServedObject
+
+        if not self._store.is_intact(name):
+            if self._store.knows(name):
+                self._lost(name)
+            return None
+        return ServedObject(Path(self._store.path_of(name)), self._store.sha256_of(name), lambda ok, sent: None)
+
+    def begin_upload(self, transfer_id: int, name: str) -> Path | None:
+        """Nobody uploads to a worker."""
+        return None
+
+    def end_upload(self, transfer_id: int, info: ObjectInfo | None, error: str) -> None:
+        """Never called: no upload begins."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """"host:port" as a pair.
+
+    Raises:
+        SourceError: it is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise SourceError(f"{address!r} is not host:port", hint="the manager gave a broken address")
+    return host.strip("[]"), int(port)
+
+
+def monotonic_epoch() -> Callable[[], float]:
+    """A clock that counts seconds since the epoch and never jumps."""
+    offset = time.time() - time.monotonic()
+    monotonic = time.monotonic
+    return lambda: monotonic() + offset

@@ -1,0 +1,68 @@
+"""Threads for work that would hold up the loop, and the way their results come back.
+
+Owns the threads. Must not know what the work is. A job is a callable; whatever it returns is handed to the loop
+through ``drain`` after the wake-up descriptor became readable.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class Mailbox:
+    """Results from any thread to the loop; ``fd`` becomes readable when there are some."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._items: deque[Any] = deque()
+
+    def post(self, item: Any) -> None:
+        """Called in any thread."""
+        self._items.append(item)
+        os.eventfd_write(self.fd, 1)
+
+    def drain(self) -> list[Any]:
+        """Everything posted so far; called in the loop."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
+        items = []
+        while self._items:
+            items.append(self._items.popleft())
+        return items
+
+
+class Pool:
+    """At most ``max_threads`` daemon threads, started when there is work and none is free."""
+
+    def __init__(self, name: str, max_threads: int) -> None:
+        self._name = name
+        self._max_threads = max_threads
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._lock = threading.Condition()
+        self._threads = 0
+        self._free = 0
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run ``job`` in a thread; it must not raise."""
+        with self._lock:
+            self._jobs.append(job)
+            if self._free < len(self._jobs) and self._threads < self._max_threads:
+                self._threads += 1
+                threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+            self._lock.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._free += 1
+                while not self._jobs:
+                    self._lock.wait()
+                self._free -= 1
+                job = self._jobs.popleft()
+            job()

@@ -1,0 +1,278 @@
+"""The program inside a task's Python interpreter: a warm one that forks per task, or one run once.
+
+Owns loading and calling user code. Runs under interpreters that have neither this package nor msgpack, so it uses
+nothing but the standard library (Python >= 3.8) and cloudpickle. The warm process itself never unpickles anything:
+only its children, one per task, do.
+
+    pyserver.py serve <socket fd> <fallback dir of cloudpickle>
+    pyserver.py once <request file> <fallback dir of cloudpickle>
+
+Requests on the socket: 4 bytes length (little endian), then a marshalled tuple, ``("run", id, request)`` or
+``("kill", id)``. Answers: REPLY structs (kind, id, pid or exit code, cpu microseconds, peak memory KB).
+"""
+
+import marshal
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+
+REPLY = struct.Struct("<iqqqq")
+READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
+LENGTH = struct.Struct("<I")
+PR_SET_PDEATHSIG = 1
+STDOUT_NAME = ".taskvine.stdout"
+
+
+def load_cloudpickle(fallback):
+    """Import cloudpickle from the interpreter's own packages, else from where the worker has it."""
+    try:
+        import cloudpickle
+    except ImportError:
+        sys.path.append(fallback)
+        try:
+            import cloudpickle
+        finally:
+            sys.path.remove(fallback)
+    return cloudpickle
+
+
+def call(request, cloudpickle):
+    """Run one task's function in this process; returns the exit code. The result goes to ``request["result"]``."""
+    with open(request["function"], "rb") as file:
+        function = cloudpickle.load(file)
+    if request["arguments_file"]:
+        with open(request["arguments_file"], "rb") as file:
+            args, kwargs = cloudpickle.load(file)
+    else:
+        args, kwargs = cloudpickle.loads(request["arguments"]) if request["arguments"] else ((), {})
+    value = function(*args, **kwargs)
+    if request["serialize"]:
+        data = cloudpickle.dumps(value)
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        data = value
+    else:
+        raise TypeError("output serialization is disabled for this task, so its function must return bytes, not "
+                        + type(value).__name__)
+    with open(request["result"], "wb", buffering=0) as file:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[file.write(view):]
+
+
+def guarded(request, cloudpickle):
+    """``call`` with what an interpreter does around a script: tracebacks, SystemExit, exit handlers."""
+    code = 0
+    try:
+        call(request, cloudpickle)
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            code = (leaving.code or 0) & 0xFF
+        else:
+            print(leaving.code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    finish()
+    return code
+
+
+def finish():
+    """Wait for threads, run exit handlers, write what is buffered."""
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        import atexit
+
+        atexit._run_exitfuncs()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+
+
+class Server:
+    """The warm interpreter: reads requests, forks, waits, answers."""
+
+    def __init__(self, link, cloudpickle):
+        self.link = link
+        self.cloudpickle = cloudpickle
+        self.pids = {}          # id -> pid
+        self.ids = {}           # pid -> id
+        self.buffer = bytearray()
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(self.wake_write, False)
+        self.prctl = load_prctl()
+
+    def run(self):
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(self.link, select.POLLIN)
+        poll.register(self.wake_read, select.POLLIN)
+        self.answer(READY, 0, os.getpid())
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self.wake_read:
+                    self.reap()
+                elif not self.read():
+                    return
+
+    def answer(self, kind, number, value, cpu_us=0, rss_kb=0):
+        self.link.sendall(REPLY.pack(kind, number, value, cpu_us, rss_kb))
+
+    def read(self):
+        """Take requests; False when the worker is gone."""
+        data = self.link.recv(1 << 20)
+        if not data:
+            return False
+        self.buffer += data
+        while len(self.buffer) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self.buffer)[0]
+            if len(self.buffer) < end:
+                break
+            request = marshal.loads(bytes(self.buffer[LENGTH.size:end]))
+            del self.buffer[:end]
+            if request[0] == "run":
+                self.fork(request[1], request[2])
+            elif request[1] in self.pids:
+                kill_group(self.pids[request[1]])
+        return True
+
+    def fork(self, number, request):
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self.answer(NO_FORK, number, error.errno or 0)
+            return
+        if pid == 0:
+            code = 1
+            try:
+                self.become_task(parent, request)
+                code = guarded(request, self.cloudpickle)
+            finally:
+                os._exit(code)
+        try:
+            os.setpgid(pid, pid)        # so that a kill that comes at once finds the group
+        except OSError:
+            pass                        # it already has made its own session
+        self.pids[number] = pid
+        self.ids[pid] = number
+        self.answer(STARTED, number, pid)
+
+    def become_task(self, parent, request):
+        """In the child: own session, no descriptor of the server, the task's directory, streams and environment."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        try:
+            os.setsid()
+        except OSError:
+            pass                        # the parent was quicker and made us a group leader
+        self.link.close()
+        os.close(self.wake_read)
+        os.close(self.wake_write)
+        sandbox = request["sandbox"]
+        os.chdir(sandbox)
+        out = os.open(STDOUT_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        os.close(out)
+        environment = request["env"]
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path.insert(0, sandbox)
+        if "tempfile" in sys.modules:
+            sys.modules["tempfile"].tempdir = None
+
+    def reap(self):
+        try:
+            os.read(self.wake_read, 4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            pid = ended.si_pid
+            kill_group(pid)             # while the zombie still keeps the number
+            _, status, usage = os.wait4(pid, 0)
+            number = self.ids.pop(pid, None)
+            if number is None:
+                continue
+            del self.pids[number]
+            code = os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            self.answer(ENDED, number, code, int((usage.ru_utime + usage.ru_stime) * 1e6), usage.ru_maxrss)
+
+
+def kill_group(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def load_prctl():
+    try:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return lambda *_: 0
+    return lambda option, value: prctl(option, int(value), 0, 0, 0)
+
+
+def serve(fd, fallback):
+    import gc
+    import traceback  # noqa: F401  (loaded once here instead of in every failing task)
+
+    cloudpickle = load_cloudpickle(fallback)
+    link = socket.socket(fileno=fd)
+    link.setblocking(True)
+    os.set_inheritable(fd, False)
+    gc.collect()
+    gc.freeze()                         # children do not copy pages only because their collector looked at them
+    Server(link, cloudpickle).run()
+
+
+def once(path, fallback):
+    import base64
+    import json
+
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        request = json.load(file)
+    request["arguments"] = base64.b64decode(request["arguments"])
+    sys.path.insert(0, os.getcwd())
+    return guarded(request, load_cloudpickle(fallback))
+
+
+def main(argv):
+    del sys.path[0]                     # the directory of this file is nobody's business
+    mode, what, fallback = argv[1], argv[2], argv[3]
+    sys.argv = [""]
+    if mode == "serve":
+        serve(int(what), fallback)
+        os._exit(0)
+    code = once(what, fallback)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,527 @@
+"""The worker's loop: sockets, children, timers and threads become events; the core's actions are carried out.
+
+Owns all I/O of the loop's thread. Holds no policy: every decision is the core's. Everything the loop waits for is in
+one epoll set: the control connection, SIGCHLD's pipe, the mailbox of the threads, the sockets of warm interpreters.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from taskvine_core.constants import VINE_RESULT_FORSAKEN
+from taskvine_core.errors import DiskFullError, IntegrityError, LocalProtocolError, SandboxError, VineError
+from taskvine_core.model.tasks import KIND_PYTHON
+from taskvine_core.protocol import messages as m
+from taskvine_core.protocol.messages import Message, WorkerHello
+from taskvine_core.worker import events as e
+from taskvine_core.worker.children import Children, memory_of, sandbox_of
+from taskvine_core.worker.core import WorkerCore
+from taskvine_core.worker.detect import disk_free_mb
+from taskvine_core.worker.environment import task_environment
+from taskvine_core.worker.finder import Finder
+from taskvine_core.worker.jobs import Jobs
+from taskvine_core.worker.link import CONNECT_TIMEOUT_S, Link, LinkLost
+from taskvine_core.worker.pool import Mailbox, Pool
+from taskvine_core.worker.sandbox import InputLost, Sandbox, Sandboxes
+from taskvine_core.worker.store import Store, tree_size
+from taskvine_core.worker.warm import ENDED, NO_FORK, Interpreter, Warm
+
+#: One scan of a sandbox may take this long (reference, section 13.6); its partial sum still counts.
+DISK_SCAN_S = 3.0
+#: Bytes of a watched output read per look.
+WATCH_BYTES = 1 << 20
+#: Longest time the loop sleeps: bounds the damage of any wake-up that should have come and did not.
+MAX_SLEEP_S = 30.0
+WAKE_BYTES = 4096
+#: How long the last messages may take to leave when the worker goes.
+LAST_WORDS_S = 2.0
+EVENTS_PER_TURN = 64
+
+
+class RunnerSettings(NamedTuple):
+    """What the loop needs to know besides the core's settings."""
+
+    secret: bytes
+    hello: WorkerHello              # with transfer host "" when it is to be our own address
+    base_env: Mapping[str, str]
+    task_wrapper: str = ""
+    parent_pid: int = 0             # leave when this process is gone; 0 = do not care
+
+
+class Active(NamedTuple):
+    """A run with a sandbox. ``pid`` 0: it runs in ``interpreter``."""
+
+    box: Sandbox
+    pid: int
+    interpreter: Interpreter | None
+    start: e.StartRun
+
+
+class Runner:
+    """Carries out what one WorkerCore decides until it says Exit.
+
+    Args:
+        core: decides.
+        settings: see RunnerSettings.
+        root: workspace directory.
+        store: the cache in it (``delete_later`` must be given ``trash``).
+        jobs: transfer threads.
+        mailbox: results of threads.
+        finder: which manager to try next.
+        clock: seconds since the epoch.
+        say: prints a line for the user.
+    """
+
+    def __init__(self, core: WorkerCore, settings: RunnerSettings, root: str, store: Store, jobs: Jobs,
+                 mailbox: Mailbox, finder: Finder, clock: Callable[[], float], say: Callable[[str], None]) -> None:
+        self._core = core
+        self._settings = settings
+        self._root = root
+        self._store = store
+        self._jobs = jobs
+        self._mailbox = mailbox
+        self._finder = finder
+        self._now = clock
+        self._say = say
+        self._children = Children()
+        self._boxes = Sandboxes(root, store)
+        self._disk_pool = Pool("disk", 2)
+        self._active: dict[int, Active] = {}
+        self._run_of_pid: dict[int, int] = {}
+        self._live_paths: set[str] = set()
+        self._link: Link | None = None
+        self._outbox: list[Message] = []
+        self._events: deque[e.Event] = deque()
+        self._exit: e.Exit | None = None
+        self._epoll = select.epoll()
+        self._sources: dict[int, Callable[[int], None]] = {}
+        self._link_mask = 0
+        self._warm = Warm(self._children, root, settings.base_env, self._watch_interpreter, self._forget_source)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._signals: deque[int] = deque()
+        self._actions: dict[type, Callable[[Any], None]] = {
+            e.Send: self._send, e.SendReport: self._send_report, e.StartRun: self._start_run, e.KillRun: self._kill_run,
+            e.Collect: self._collect, e.DropRun: self._drop_run, e.StoreInline: self._store_inline,
+            e.StartFetch: jobs.start_fetch, e.CancelFetch: lambda a: jobs.cancel_fetch(a.job), e.Commit: self._commit,
+            e.Discard: lambda a: store.discard(store.transfer_path(a.serial)), e.RemoveObjects: self._remove_objects,
+            e.Relevel: lambda a: store.relevel(a.name, a.level), e.StartUpload: jobs.start_upload,
+            e.MeasureDisk: self._measure_disk, e.MeasureMemory: self._measure_memory,
+            e.ReadWatched: self._read_watched, e.Connect: self._connect, e.Disconnect: self._disconnect,
+            e.Exit: self._leave,
+        }
+
+    # ------------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> e.Exit:
+        """Serve until the core says Exit; returns that action."""
+        self._prepare_signals()
+        self._add_source(self._wake_read, lambda mask: self._on_wake())
+        self._add_source(self._mailbox.fd, lambda mask: self._on_mail())
+        self._events.append(e.Tick())
+        try:
+            while self._exit is None:
+                self._turn()
+            return self._exit
+        finally:
+            self._shut_down()
+
+    def _turn(self) -> None:
+        self._digest()
+        self._flush()
+        if self._events or self._exit is not None:
+            return
+        now = self._now()
+        due = self._core.next_wakeup()
+        if self._link is not None and not self._link.established:
+            due = min(due, self._link.deadline)
+        for fd, mask in self._epoll.poll(max(0.0, min(due - now, MAX_SLEEP_S)), EVENTS_PER_TURN):
+            source = self._sources.get(fd)
+            if source is not None:
+                source(mask)
+        now = self._now()
+        if now >= due:
+            self._events.append(e.Tick())
+        if self._link is not None and not self._link.established and now >= self._link.deadline:
+            self._lose_link("the manager does not answer", False)
+
+    def _digest(self) -> None:
+        handle, actions, events = self._core.handle, self._actions, self._events
+        while events and self._exit is None:
+            for action in handle(events.popleft(), self._now()):
+                actions[type(action)](action)
+
+    def _prepare_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, lambda got, frame: self._signals.append(got))
+
+    def _add_source(self, fd: int, handler: Callable[[int], None]) -> None:
+        self._sources[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _forget_source(self, fd: int) -> None:
+        if self._sources.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _on_mail(self) -> None:
+        for event in self._mailbox.drain():
+            if type(event) is e.Collected:
+                self._finish_run(event.run)
+            elif type(event) is e.FetchEnded:
+                self._jobs.fetch_ended(event.job)
+            self._events.append(event)
+
+    def _on_wake(self) -> None:
+        """A signal came: which one does not matter, everything is looked at."""
+        try:
+            os.read(self._wake_read, WAKE_BYTES)
+        except BlockingIOError:
+            pass
+        while self._signals:
+            self._events.append(e.Terminate("sigterm", self._signals.popleft() == signal.SIGINT))
+        if self._settings.parent_pid and os.getppid() != self._settings.parent_pid:
+            self._events.append(e.Terminate("the parent process is gone", False))
+        self._reap()
+
+    # ------------------------------------------------------------------------------------------- connection
+
+    def _connect(self, action: e.Connect) -> None:
+        try:
+            target = self._finder.next_target(self._now())
+            tls = self._finder.tls_context(target)
+            self._link = Link(target.host, target.port, self._settings.secret, tls, self._now() + CONNECT_TIMEOUT_S)
+        except VineError as error:
+            self._link = None
+            self._events.append(e.ConnectFailed(str(error), isinstance(error, LinkLost) and error.denied))
+            return
+        self._watch_link()
+
+    def _watch_link(self) -> None:
+        """(Re-)register the control connection for what it waits for; TLS may have replaced the socket object."""
+        link = self._link
+        if link is None:
+            return
+        mask = select.EPOLLIN | (select.EPOLLOUT if link.wants_write else 0)
+        if link.fileno() not in self._sources:
+            self._sources[link.fileno()] = self._on_link
+            self._epoll.register(link.fileno(), mask)
+        elif mask != self._link_mask:
+            self._epoll.modify(link.fileno(), mask)
+        self._link_mask = mask
+
+    def _on_link(self, mask: int) -> None:
+        link = self._link
+        if link is None:
+            return
+        try:
+            broken = mask & (select.EPOLLERR | select.EPOLLHUP)
+            messages, fresh = link.on_ready(bool(mask & select.EPOLLIN or broken), bool(mask & select.EPOLLOUT))
+        except LinkLost as error:
+            self._lose_link(str(error), error.denied)
+            return
+        if fresh:
+            self._introduce(link)
+        if messages:
+            for message in messages:
+                if type(message) is m.Welcome:
+                    self._on_welcome(link, message)
+            self._events.append(e.Received(messages))
+        self._watch_link()
+
+    def _introduce(self, link: Link) -> None:
+        host, port = link.local_address
+        hello = self._settings.hello
+        if not hello.transfer_host:
+            hello = hello._replace(transfer_host=host)
+        self._events.append(e.Connected(hello))
+        self._say(f"connected to manager {link.address[0]}:{link.address[1]} via local address {host}:{port}")
+
+    def _on_welcome(self, link: Link, message: m.Welcome) -> None:
+        self._jobs.manager = (link.address[0], message.data_port)
+        self._jobs.tls = self._finder.data_tls()
+
+    def _lose_link(self, reason: str, denied: bool) -> None:
+        link = self._link
+        if link is None:
+            return
+        established = link.established
+        self._close_link()
+        if established:
+            self._say(f"disconnected from manager {link.address[0]}:{link.address[1]}: {reason}")
+            self._events.append(e.Disconnected(reason))
+        else:
+            self._events.append(e.ConnectFailed(f"{link.address[0]}:{link.address[1]}: {reason}", denied))
+
+    def _close_link(self) -> None:
+        if self._link is not None:
+            self._forget_source(self._link.fileno())
+            self._link.close()
+            self._link = None
+        self._outbox.clear()
+
+    def _disconnect(self, action: e.Disconnect) -> None:
+        self._flush()
+        if self._link is not None:
+            host, port = self._link.address
+            self._close_link()
+            self._say(f"disconnected from manager {host}:{port}: {action.reason}")
+
+    def _send(self, action: e.Send) -> None:
+        self._outbox.append(action.message)
+
+    def _send_report(self, action: e.SendReport) -> None:
+        self._outbox.append(m.ResourceReport(action.total, action.cache_mb, disk_free_mb(self._root)))
+
+    def _flush(self) -> None:
+        """One write for everything this turn had to say."""
+        if not self._outbox:
+            return
+        messages, self._outbox = self._outbox, []
+        link = self._link
+        if link is None or not link.established:
+            return                  # about a manager that is gone
+        try:
+            self._send_all(link, messages)
+        except LinkLost as error:
+            self._lose_link(str(error), error.denied)
+            return
+        if link.wants_write:
+            self._watch_link()
+
+    def _send_all(self, link: Link, messages: list[Message]) -> None:
+        try:
+            link.send(messages)
+        except LocalProtocolError:
+            for message in messages:
+                try:
+                    link.send([message])
+                except LocalProtocolError as error:
+                    link.send([_in_brief(message, str(error))])
+
+    # ------------------------------------------------------------------------------------------- runs
+
+    def _start_run(self, action: e.StartRun) -> None:
+        box = None
+        try:
+            box = self._boxes.make("mini" if action.is_mini else "task")
+            self._boxes.fill(box, action.spec)
+            active = self._spawn(action, box)
+        except InputLost as error:
+            self._start_failed(action.run, box, str(error), (error.name,))
+        except (VineError, OSError) as error:
+            self._start_failed(action.run, box, str(error), ())
+        else:
+            self._active[action.run] = active
+            self._live_paths.add(active.box.path)
+            self._events.append(e.Started(action.run))
+
+    def _start_failed(self, run: int, box: Sandbox | None, reason: str, lost: tuple[str, ...]) -> None:
+        if box is not None:
+            box.reusable = False
+            self._boxes.drop(box)
+        self._events.append(e.StartFailed(run, reason, lost))
+
+    def _spawn(self, action: e.StartRun, box: Sandbox) -> Active:
+        spec = action.spec
+        env = task_environment(self._settings.base_env, spec, action.allocation, action.gpus, box.path)
+        command = spec.command
+        if spec.kind == KIND_PYTHON:
+            box.reusable = False
+            if not (spec.interpreter or spec.command or self._settings.task_wrapper):
+                interpreter = self._warm.submit(action.run, spec, box.path, env, self._store.path_of)
+                return Active(box, 0, interpreter, action)
+            command = self._warm.once_command(spec, box.path, self._store.path_of)
+        if self._settings.task_wrapper:
+            command = f"{self._settings.task_wrapper} {command}"
+        pid = self._children.start_command(command, box.path, env, box.stdout_fd)
+        self._run_of_pid[pid] = action.run
+        return Active(box, pid, None, action)
+
+    def _kill_run(self, action: e.KillRun) -> None:
+        active = self._active.get(action.run)
+        if active is None:
+            return
+        if active.interpreter is not None:
+            self._warm.kill(active.interpreter, action.run)
+        else:
+            self._children.kill_group(active.pid)
+
+    def _reap(self) -> None:
+        ended = self._children.reap()
+        over = [(self._run_of_pid.pop(one.pid), one) for one in ended if one.pid in self._run_of_pid]
+        self._end_runs([run for run, _ in over])
+        for run, one in over:
+            self._events.append(e.Exited(run, one.exit_code, one.cpu_s, one.max_rss_mb))
+
+    def _end_runs(self, runs: list[int]) -> None:
+        """The main processes of these runs are dead: so must be everything they started."""
+        boxes = [self._active[run].box for run in runs]
+        for box in boxes:
+            self._live_paths.discard(box.path)
+        if self._sweep():
+            for box in boxes:
+                box.reusable = False    # its last process may still be dying
+
+    def _sweep(self) -> bool:
+        """Kill what finished runs left behind; True when there was something."""
+        return self._children.sweep(self._belongs_to_live_run) > 0
+
+    def _belongs_to_live_run(self, pid: int) -> bool:
+        path = sandbox_of(pid)
+        if path.startswith(self._root + "/"):
+            return any(path == live or path.startswith(live + "/") for live in self._live_paths)
+        return bool(self._live_paths)      # it hides where it comes from: it goes when nothing runs any more
+
+    def _watch_interpreter(self, fd: int, interpreter: Interpreter) -> None:
+        self._add_source(fd, lambda mask: self._on_interpreter(interpreter))
+
+    def _on_interpreter(self, interpreter: Interpreter) -> None:
+        replies = interpreter.receive()
+        if replies is None:
+            self._on_interpreter_died(interpreter)
+            return
+        over = [reply for reply in replies if reply.kind in (ENDED, NO_FORK)]
+        if over:
+            self._end_runs([reply.run for reply in over])
+        for reply in over:
+            if reply.kind == ENDED:
+                self._events.append(e.Exited(reply.run, reply.value, reply.cpu_s, reply.max_rss_mb))
+            else:
+                why = f"the Python interpreter cannot fork: {os.strerror(reply.value)}"
+                self._events.append(e.Exited(reply.run, -1, -1.0, -1, why))
+
+    def _on_interpreter_died(self, interpreter: Interpreter) -> None:
+        said = interpreter.last_words()
+        runs = self._warm.died(interpreter)
+        self._end_runs(runs)
+        why = f"the worker's Python interpreter {interpreter.key[0]} died" + (f": {said}" if said else "")
+        for run in runs:
+            self._events.append(e.Exited(run, -1, -1.0, -1, why))
+
+    # ------------------------------------------------------------------------------------------- outputs
+
+    def _collect(self, action: e.Collect) -> None:
+        active = self._active[action.run]
+        if self._boxes.is_large(active.box, action.outputs):
+            self._disk_pool.submit(lambda: self._mailbox.post(self._collected(action, active.box)))
+        else:
+            self._events.append(self._collected(action, active.box))
+            self._finish_run(action.run)
+
+    def _finish_run(self, run: int) -> None:
+        active = self._active.pop(run)
+        self._boxes.drop(active.box)
+
+    def _collected(self, action: e.Collect, box: Sandbox) -> e.Event:
+        """Move stdout and outputs into the cache. Runs in a thread when they are large."""
+        problems, reports, missing = [], [], []
+        out = None
+        try:
+            out = self._boxes.collect_stdout(box, action.stdout_name, action.max_stdout_bytes)
+        except (VineError, OSError) as error:
+            problems.append(f"stdout: {error}")
+        for order in action.outputs:
+            report = None
+            try:
+                report = self._boxes.collect_output(box, order)
+            except (VineError, OSError) as error:
+                problems.append(f"output {order.remote}: {error}")
+            if report is None:
+                missing.append(order.remote)
+            else:
+                reports.append(report)
+        head, size, name, cut = out or (b"", 0, "", True)
+        return e.Collected(action.run, head, size, name, cut, tuple(reports), tuple(missing), "; ".join(problems))
+
+    def _drop_run(self, action: e.DropRun) -> None:
+        active = self._active.pop(action.run, None)
+        if active is not None:
+            self._boxes.drop(active.box)
+
+    # ------------------------------------------------------------------------------------------- objects
+
+    def _store_inline(self, action: e.StoreInline) -> None:
+        try:
+            self._store.put(*action)
+        except (IntegrityError, DiskFullError, SandboxError) as error:
+            blame = m.BLAME_SOURCE if isinstance(error, IntegrityError) else m.BLAME_SELF
+            self._events.appendleft(e.StoreFailed(action.name, blame, str(error), True))
+
+    def _commit(self, action: e.Commit) -> None:
+        try:
+            self._store.adopt(self._store.transfer_path(action.serial), action.name, action.level, action.mode,
+                              action.sha256)
+        except VineError as error:
+            self._events.appendleft(e.StoreFailed(action.name, m.BLAME_SELF, str(error), False))
+
+    def _remove_objects(self, action: e.RemoveObjects) -> None:
+        for name in action.names:
+            self._store.remove(name)
+
+    # ------------------------------------------------------------------------------------------- measuring
+
+    def _measure_disk(self, action: e.MeasureDisk) -> None:
+        box = self._active[action.run].box
+        end = self._now() + DISK_SCAN_S
+
+        def scan() -> None:
+            size, _ = tree_size(box.path, lambda: self._now() > end, skip_links=True)
+            self._mailbox.post(e.DiskMeasured(action.run, size >> 20))
+
+        self._disk_pool.submit(scan)
+
+    def _measure_memory(self, action: e.MeasureMemory) -> None:
+        active = self._active[action.run]
+        pid = active.pid or (active.interpreter.pids.get(action.run, 0) if active.interpreter else 0)
+        if pid:
+            self._events.append(e.MemoryMeasured(action.run, *memory_of(pid)))
+
+    def _read_watched(self, action: e.ReadWatched) -> None:
+        path = f"{self._active[action.run].box.path}/{action.remote}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return                  # not written yet
+        try:
+            ended = os.fstat(fd).st_size < action.offset
+            data = b"" if ended else os.pread(fd, WATCH_BYTES, action.offset)
+        finally:
+            os.close(fd)
+        if data or ended:
+            self._events.append(e.WatchRead(action.run, action.name, action.offset, data, ended))
+
+    # ------------------------------------------------------------------------------------------- the end
+
+    def _leave(self, action: e.Exit) -> None:
+        if self._exit is None:
+            self._exit = action
+
+    def _shut_down(self) -> None:
+        """Say what is left to say, end every process."""
+        signal.set_wakeup_fd(-1)
+        if self._link is not None and self._link.established:
+            self._flush()
+        self._close_link()
+        self._warm.close()
+        for active in self._active.values():
+            if active.pid:
+                self._children.kill_group(active.pid)
+        self._live_paths.clear()
+        self._children.finish(LAST_WORDS_S)
+        self._jobs.close()
+
+
+
+def _in_brief(message: Message, why: str) -> Message:
+    """What to send instead of a message that is larger than a frame."""
+    if isinstance(message, m.CacheOffer):
+        return m.CacheOffer(message.entries[:len(message.entries) // 16])
+    if isinstance(message, m.TaskDone):
+        return message._replace(result=VINE_RESULT_FORSAKEN, exit_code=-1, outputs=(), stdout=b"", missing=(), error=why)
+    raise LinkLost(f"a message cannot be sent: {why}")

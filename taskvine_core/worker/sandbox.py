@@ -1,0 +1,275 @@
+"""One directory per run: made, filled with inputs, emptied of outputs, deleted or used again.
+
+Owns the layout of a sandbox and the rule that nothing is read or written outside of it. Must not know processes.
+
+A directory that a run left as clean as it was made serves the next one: making and deleting the inodes costs ten
+times more than looking (ext4).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from typing import NamedTuple
+
+from taskvine_core.constants import VINE_MOUNT_MKDIR, VINE_MOUNT_SYMLINK
+from taskvine_core.dataplane.objects import ObjectInfo, hash_object
+from taskvine_core.errors import SandboxError, VineError
+from taskvine_core.model.files import INLINE_MAX_BYTES
+from taskvine_core.model.tasks import Mount, TaskSpec
+from taskvine_core.protocol.messages import OutputReport
+from taskvine_core.worker.environment import TMP_NAME
+from taskvine_core.worker.events import OutputOrder
+from taskvine_core.worker.store import Store
+
+STDOUT_NAME = ".taskvine.stdout"
+#: Larger outputs and stdouts are collected in a thread: hashing them would hold up the loop.
+COLLECT_INLINE_BYTES = 1 << 20
+#: Sandboxes kept for use by the next runs.
+SPARE_MAX = 64
+CUT_NOTICE = b"\n[taskvine: standard output was cut here: %d of %d bytes kept]\n"
+_UNLINKABLE = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP)
+
+
+class InputLost(SandboxError):
+    """An input in the cache is not what was stored there. ``name`` is its cached name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"cached object {name} is missing or was changed on disk", hint="it will be sent again")
+        self.name = name
+
+
+class Sandbox:
+    """A directory, its open stdout, and what was put into it."""
+
+    __slots__ = ("inode", "linked", "mode", "path", "reusable", "stdout_fd", "stdout_inode")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.linked: list[str] = []
+        self.reusable = True
+        os.mkdir(path)
+        os.mkdir(f"{path}/{TMP_NAME}")
+        self.stdout_fd = os.open(f"{path}/{STDOUT_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+                                 0o644)
+        self.stdout_inode = os.fstat(self.stdout_fd).st_ino
+        status = os.stat(path)
+        self.inode, self.mode = status.st_ino, status.st_mode
+
+
+class Stdout(NamedTuple):
+    head: bytes
+    size: int
+    name: str
+    cut: bool
+
+
+class Sandboxes:
+    """Makes and empties sandboxes below ``root``, with inputs from and outputs to ``store``."""
+
+    def __init__(self, root: str, store: Store) -> None:
+        self._root = root
+        self._store = store
+        self._spare: list[Sandbox] = []
+        self._made = 0
+
+    def make(self, kind: str) -> Sandbox:
+        """An empty sandbox; ``kind`` is the prefix of its name.
+
+        Raises:
+            SandboxError: the file system refuses.
+        """
+        if self._spare and kind == "task":
+            return self._spare.pop()
+        self._made += 1
+        try:
+            return Sandbox(f"{self._root}/{kind}.{self._made}")
+        except OSError as error:
+            raise SandboxError(f"cannot make a sandbox in {self._root}: {error}",
+                               hint="is the worker's disk full?") from error
+
+    def fill(self, box: Sandbox, spec: TaskSpec) -> None:
+        """Put the inputs in place.
+
+        Raises:
+            InputLost: an input is damaged. SandboxError: it cannot be placed.
+        """
+        for mount in spec.inputs:
+            if not self._store.is_intact(mount.name):
+                raise InputLost(mount.name)
+            if mount.remote:
+                self._place(box, mount)
+        for mount in spec.outputs:
+            target = mount.remote if mount.flags & VINE_MOUNT_MKDIR else os.path.dirname(mount.remote)
+            if target:
+                box.reusable = False
+                try:
+                    os.makedirs(f"{box.path}/{target}", exist_ok=True)
+                except OSError as error:
+                    raise SandboxError(f"cannot make directory {target!r} in the sandbox: {error}",
+                                       hint="do two mounts have the same name?") from error
+
+    def _place(self, box: Sandbox, mount: Mount) -> None:
+        remote = mount.remote.rstrip("/")
+        source, target = self._store.path_of(mount.name), f"{box.path}/{remote}"
+        try:
+            if "/" in remote:
+                box.reusable = False
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+            if mount.flags & VINE_MOUNT_SYMLINK:
+                os.symlink(source, target)
+            elif self._store.is_dir(mount.name):
+                box.reusable = False
+                link_tree(source, target)
+            else:
+                link(source, target)
+        except OSError as error:
+            raise SandboxError(f"cannot put input {mount.name} at {mount.remote!r}: {error}",
+                               hint="do two mounts have the same name?") from error
+        if box.reusable:
+            box.linked.append(target)
+
+    # ------------------------------------------------------------------------------------------------ outputs
+
+    def is_large(self, box: Sandbox, orders: tuple[OutputOrder, ...]) -> bool:
+        """Would collecting these take so long that a thread should do it?"""
+        if os.fstat(box.stdout_fd).st_size > COLLECT_INLINE_BYTES:
+            return True
+        total = 0
+        for order in orders:
+            try:
+                status = os.stat(f"{box.path}/{order.remote}")
+            except OSError:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                return True
+            total += status.st_size
+        return total > COLLECT_INLINE_BYTES
+
+    def collect_output(self, box: Sandbox, order: OutputOrder) -> OutputReport | None:
+        """Move one output into the cache; None when it was not produced (or leads out of the sandbox).
+
+        Raises:
+            VineError: it is there but cannot be stored.
+        """
+        path = self._real_path(box, order.remote)
+        if path is None:
+            return None
+        status = os.lstat(path)
+        mode = order.mode or status.st_mode & 0o777
+        if stat.S_ISREG(status.st_mode):
+            inline, info = _hash_file(path, status.st_size, mode)
+        else:
+            inline, info = None, hash_object(path)
+        self._store.adopt(path, order.name, order.level, order.mode, info.sha256)
+        return OutputReport(order.name, info.size_bytes, info.sha256, mode, info.is_dir,
+                            inline if order.inline else None)
+
+    def _real_path(self, box: Sandbox, remote: str) -> str | None:
+        """Where an output really is, when that is inside the sandbox and a file or directory."""
+        path = f"{box.path}/{remote.rstrip('/')}"
+        try:
+            status = os.lstat(path)
+        except (OSError, ValueError):
+            return None
+        if "/" in remote or stat.S_ISLNK(status.st_mode):
+            path = os.path.realpath(path)
+            if not path.startswith(os.path.realpath(box.path) + "/") or not os.path.exists(path):
+                return None
+            status = os.lstat(path)
+        return path if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) else None
+
+    def collect_stdout(self, box: Sandbox, name: str, max_bytes: int) -> Stdout:
+        """The first part of stdout; all of it goes to the cache as ``name`` when it is larger than that.
+
+        Raises:
+            VineError: it cannot be stored.
+        """
+        fd = box.stdout_fd
+        size = os.fstat(fd).st_size
+        cut = size > max_bytes
+        if cut:
+            os.ftruncate(fd, max_bytes)
+            os.write(fd, CUT_NOTICE % (max_bytes, size))
+            size = os.fstat(fd).st_size
+        if size <= INLINE_MAX_BYTES:
+            return Stdout(os.pread(fd, size, 0) if size else b"", size, "", cut)
+        box.reusable = False
+        head = os.pread(fd, INLINE_MAX_BYTES, 0)
+        path = f"{self._store.transfer}/{name}"
+        with open(path, "wb") as copy:
+            done = 0
+            while done < size and (count := os.sendfile(copy.fileno(), fd, done, size - done)):
+                done += count
+        self._store.adopt(path, name, 0, 0, b"")
+        return Stdout(head, size, name, cut)
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def drop(self, box: Sandbox) -> None:
+        """Use the directory again when it is clean, else delete it in the background."""
+        if box.reusable and len(self._spare) < SPARE_MAX and self._cleaned(box):
+            self._spare.append(box)
+            return
+        os.close(box.stdout_fd)
+        self._store.discard(box.path)
+
+    def _cleaned(self, box: Sandbox) -> bool:
+        try:
+            for path in box.linked:
+                os.unlink(path)
+            box.linked.clear()
+            path = box.path
+            status = os.lstat(path)
+            if (status.st_ino != box.inode or status.st_mode != box.mode or len(os.listdir(path)) != 2
+                    or os.listdir(f"{path}/{TMP_NAME}")
+                    or os.lstat(f"{path}/{TMP_NAME}").st_mode != box.mode):
+                return False
+            out = os.lstat(f"{path}/{STDOUT_NAME}")
+            if out.st_ino != box.stdout_inode or not stat.S_ISREG(out.st_mode):
+                return False
+            if out.st_size:
+                os.ftruncate(box.stdout_fd, 0)
+        except OSError:
+            return False        # the task moved things about
+        return True
+
+
+def link(source: str, target: str) -> None:
+    """Hard link, or a symbolic one where that is impossible (other device, too many links)."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _UNLINKABLE:
+            raise
+        os.symlink(source, target)
+
+
+def link_tree(source: str, target: str) -> None:
+    """A directory as a tree of links: the task may add to it without changing the cache."""
+    os.makedirs(target, exist_ok=True)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), f"{target}/{entry.name}")
+            elif entry.is_dir():
+                link_tree(entry.path, f"{target}/{entry.name}")
+            else:
+                link(entry.path, f"{target}/{entry.name}")
+
+
+def _hash_file(path: str, size: int, mode: int) -> tuple[bytes | None, ObjectInfo]:
+    """Digest of an output, with its bytes when they are few."""
+    if size > INLINE_MAX_BYTES:
+        return None, hash_object(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        data = os.read(fd, size + 1)
+    finally:
+        os.close(fd)
+    return data, ObjectInfo(len(data), hashlib.sha256(data).digest(), False, mode)
+
+
+__all__ = ["InputLost", "Sandbox", "Sandboxes", "Stdout", "VineError", "link", "link_tree"]

@@ -1,0 +1,239 @@
+"""The worker's side of warm interpreters: starting them, feeding them, noticing that they died.
+
+Owns which interpreter serves which task. Must not know user code (never unpickles) nor sandboxes beyond their path.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import marshal
+import os
+import shlex
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from taskvine_core.errors import SandboxError
+from taskvine_core.model.tasks import RESULT_REMOTE, TaskSpec
+from taskvine_core.worker.children import Children
+
+REPLY = struct.Struct("<iqqqq")
+READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
+_LENGTH = struct.Struct("<I")
+#: Distinct interpreters kept warm: each costs some 10 MB.
+MAX_INTERPRETERS = 4
+REQUEST_NAME = ".taskvine.request"
+#: Variables an interpreter reads only when it starts: tasks that set them need an interpreter of their own.
+_START_PREFIXES = ("PYTHON", "LD_")
+_LOG_TAIL_BYTES = 2000
+
+Key = tuple[str, tuple[tuple[str, str | None], ...]]
+
+
+class Reply(NamedTuple):
+    """One answer: run number, and pid, exit code or errno by ``kind``."""
+
+    kind: int
+    run: int
+    value: int
+    cpu_s: float
+    max_rss_mb: int
+
+
+class Interpreter:
+    """One warm process and its socket (non-blocking on our side)."""
+
+    def __init__(self, key: Key, pid: int, link: socket.socket, log_path: str) -> None:
+        self.key = key
+        self.pid = pid
+        self.link = link
+        self.log_path = log_path
+        self.runs: set[int] = set()
+        self.pids: dict[int, int] = {}
+        self.unsent = bytearray()
+        self._received = bytearray()
+
+    def send(self, request: tuple[object, ...]) -> None:
+        """Queue a request and send what the socket takes."""
+        body = marshal.dumps(request, 2)
+        self.unsent += _LENGTH.pack(len(body)) + body
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self.unsent:
+                del self.unsent[:self.link.send(self.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent.clear()         # it died: reading tells, and its runs are given back
+
+    def receive(self) -> list[Reply] | None:
+        """Answers that came; None when the process is gone."""
+        try:
+            data = self.link.recv(1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        self._received += data
+        replies = []
+        whole = len(self._received) // REPLY.size * REPLY.size
+        for kind, run, value, cpu_us, rss_kb in REPLY.iter_unpack(self._received[:whole]):
+            if kind == STARTED:
+                self.pids[run] = value
+            elif kind in (ENDED, NO_FORK):
+                self.runs.discard(run)
+                self.pids.pop(run, None)
+            replies.append(Reply(kind, run, value, cpu_us / 1e6, rss_kb >> 10))
+        del self._received[:whole]
+        return replies
+
+    def last_words(self) -> str:
+        """The end of what the process printed, for an error text."""
+        try:
+            with open(self.log_path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
+                return file.read().decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+
+
+class Warm:
+    """All warm interpreters of a worker.
+
+    Args:
+        children: starts and reaps the processes.
+        root: workspace; the program and logs go to its temp/.
+        base: environment of the worker's tasks.
+        watch: called with (descriptor, interpreter) to have the loop look at a new socket.
+        forget: called with a descriptor that is closed.
+    """
+
+    def __init__(self, children: Children, root: str, base: Mapping[str, str],
+                 watch: Callable[[int, Interpreter], None], forget: Callable[[int], None]) -> None:
+        self._children = children
+        self._root = root
+        self._base = base
+        self._watch = watch
+        self._forget = forget
+        self._by_key: dict[Key, Interpreter] = {}
+        self._program = ""
+        self._fallback = ""
+
+    def submit(self, run: int, spec: TaskSpec, sandbox: str, env: dict[str, str], path_of: Callable[[str], str]) -> Interpreter:
+        """Give a task to a warm interpreter, starting one when needed.
+
+        Raises:
+            SandboxError: it cannot be started.
+        """
+        starting = tuple(sorted((k, v) for k, v in spec.env if k.startswith(_START_PREFIXES)))
+        key = (default_interpreter(self._base), starting)
+        interpreter = self._by_key.get(key) or self._start(key)
+        interpreter.runs.add(run)
+        request = self._request(spec, sandbox, path_of)
+        request.update(sandbox=sandbox, env=env, arguments=spec.arguments)
+        interpreter.send(("run", run, request))
+        return interpreter
+
+    def once_command(self, spec: TaskSpec, sandbox: str, path_of: Callable[[str], str]) -> str:
+        """The shell command that runs a Python task in an interpreter of its own."""
+        self._unpack_program()
+        request = self._request(spec, sandbox, path_of)
+        request["arguments"] = base64.b64encode(spec.arguments).decode()
+        with open(f"{sandbox}/{REQUEST_NAME}", "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(request, file)
+        interpreter = spec.interpreter or ("python3" if spec.command else default_interpreter(self._base))
+        return f"{spec.command} {interpreter} {shlex.quote(self._program)} once {REQUEST_NAME} {shlex.quote(self._fallback)}"
+
+    @staticmethod
+    def _request(spec: TaskSpec, sandbox: str, path_of: Callable[[str], str]) -> dict[str, object]:
+        return {"function": path_of(spec.function), "serialize": spec.serialize_output,
+                "arguments_file": path_of(spec.arguments_file) if spec.arguments_file else "",
+                "result": f"{sandbox}/{RESULT_REMOTE}"}
+
+    def kill(self, interpreter: Interpreter, run: int) -> None:
+        """SIGKILL one task; the interpreter reports its end. With the interpreter gone, its end is reported anyway."""
+        interpreter.send(("kill", run))
+
+    def died(self, interpreter: Interpreter) -> list[int]:
+        """Clean up after a dead interpreter; returns the runs it takes with it."""
+        if self._by_key.get(interpreter.key) is interpreter:
+            del self._by_key[interpreter.key]
+        self._forget(interpreter.link.fileno())
+        interpreter.link.close()
+        Children.kill_group(interpreter.pid)
+        for pid in interpreter.pids.values():
+            Children.kill_group(pid)
+        runs = sorted(interpreter.runs)
+        interpreter.runs.clear()
+        return runs
+
+    def interpreters(self) -> list[Interpreter]:
+        return list(self._by_key.values())
+
+    def close(self) -> None:
+        for interpreter in self.interpreters():
+            self.died(interpreter)
+
+    def _start(self, key: Key) -> Interpreter:
+        self._unpack_program()
+        self._retire_one()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        env = dict(self._base)
+        for name, value in key[1]:
+            if value is None:
+                env.pop(name, None)
+            else:
+                env[name] = value
+        log_path = f"{self._root}/temp/python.{theirs.fileno()}.log"
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            argv = [key[0], self._program, "serve", str(theirs.fileno()), self._fallback]
+            pid = self._children.start(argv, self._root, env, log, keep=(theirs.fileno(),))
+        except SandboxError:
+            ours.close()
+            raise
+        finally:
+            os.close(log)
+            theirs.close()
+        interpreter = self._by_key[key] = Interpreter(key, pid, ours, log_path)
+        self._watch(ours.fileno(), interpreter)
+        return interpreter
+
+    def _retire_one(self) -> None:
+        """Make place for one more by ending one that has nothing to do."""
+        if len(self._by_key) >= MAX_INTERPRETERS:
+            for interpreter in self.interpreters():
+                if not interpreter.runs:
+                    self.died(interpreter)
+                    return
+
+    def _unpack_program(self) -> None:
+        """Put the interpreter's program into the workspace: inside a zipapp it is not a file."""
+        if self._program:
+            return
+        import importlib.util
+        from importlib.resources import files
+
+        source = files("taskvine_core.worker").joinpath("pyserver.py").read_bytes()
+        path = f"{self._root}/temp/taskvine_pyserver.py"
+        with open(path, "wb") as file:
+            file.write(source)
+        found = importlib.util.find_spec("cloudpickle")
+        self._fallback = os.path.dirname(os.path.dirname(found.origin)) if found and found.origin else self._root
+        self._program = path
+
+
+def default_interpreter(environ: Mapping[str, str]) -> str:
+    """The environment's interpreter when the worker runs inside one (reference, section 4.5), else the worker's own."""
+    prefix = environ.get("PONCHO_PREFIX", "")
+    if prefix and os.access(f"{prefix}/bin/python3", os.X_OK):
+        return f"{prefix}/bin/python3"
+    return sys.executable or "/usr/bin/python3"
