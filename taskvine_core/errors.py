@@ -5,6 +5,9 @@ Owns every exception class this project raises on purpose. Must not import anyth
     VineError
     ├── ConfigError            bad option, argument file, site file                    (also ValueError)
     ├── UsageError             the program used the API wrongly                        (also ValueError)
+    ├── UsageTypeError         an argument of the wrong type                           (also TypeError)
+    ├── UsageNameError         a name nobody knows where the published API says so     (also AttributeError)
+    ├── StartError             the manager could not be created
     ├── SecurityError          wrong key, unsafe name, unsafe path
     │   └── HandshakeError     the peer could not prove that it knows the secret
     ├── ProtocolError          (never raised itself)
@@ -47,6 +50,18 @@ class ConfigError(VineError, ValueError):
 
 class UsageError(VineError, ValueError):
     """A call is wrong. Text names the argument."""
+
+
+class UsageTypeError(VineError, TypeError):
+    """An argument has the wrong type. Text names the argument."""
+
+
+class UsageNameError(VineError, AttributeError):
+    """A name that does not exist, where the published API raises AttributeError. Text names the allowed ones."""
+
+
+class StartError(VineError):
+    """The manager could not be created: port in use, directory not writable, key file unusable."""
 
 
 class SecurityError(VineError):

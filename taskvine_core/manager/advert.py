@@ -1,0 +1,61 @@
+"""How a manager is found: the record it publishes, and when.
+
+Owns the fields beside the status record. Must not refer to the Manager object, so that a manager nobody refers to can
+be collected while its runner still publishes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from taskvine_core.catalog.local import Advertiser
+
+_CONNECTION_MODES = ("by_ip", "by_hostname", "by_apparent_ip")
+
+
+class Advert:
+    """The advertisement of one manager. Nothing is published while it has no name.
+
+    Args:
+        name: project name or None.
+        ssl_fingerprint: hexadecimal digest of the certificate, "" without TLS.
+    """
+
+    def __init__(self, name: str | None, ssl_fingerprint: str) -> None:
+        self.name = name
+        self.ssl_fingerprint = ssl_fingerprint
+        self.port = 0
+        self.manager_id = ""
+        self.priority = 0
+        self.connection = _CONNECTION_MODES[0]
+        self._advertiser: Advertiser | None = None
+
+    def publish(self, status: Mapping[str, object]) -> None:
+        """Write the record; called by the runner between turns.
+
+        Args:
+            status: the manager's own status record (section 20.4).
+        """
+        if not self.name:
+            return
+        if self._advertiser is None:
+            self._advertiser = Advertiser()
+        self._advertiser.publish({
+            **status, "type": "vine_manager", "project": self.name, "port": self.port, "manager_id": self.manager_id,
+            "taskvine_uuid": self.manager_id, "priority": self.priority, "working_dir": os.getcwd(),
+            "manager_preferred_connection": self.connection, "ssl": bool(self.ssl_fingerprint),
+            "ssl_fingerprint": self.ssl_fingerprint, "pid": os.getpid()})
+
+    def withdraw(self) -> None:
+        """Take the record away."""
+        if self._advertiser is not None:
+            self._advertiser.withdraw()
+            self._advertiser = None
+
+    def prefer(self, mode: str) -> bool:
+        """Which address workers should try first; False for an unknown mode."""
+        if mode not in _CONNECTION_MODES:
+            return False
+        self.connection = mode
+        return True
