@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from taskvine_core.errors import HandshakeError, RemoteProtocolError, SourceError, TransferError
+from taskvine_core.errors import HandshakeError, RemoteProtocolError, SecurityError, SourceError, TransferError
 from taskvine_core.protocol.session import Session
 
 #: How often a waiting call looks whether it was cancelled.
@@ -368,7 +368,7 @@ def connect(address: Address, *, secret: bytes, timeout_s: float, tls: Tls | Non
                           mac=tls is None)
         channel = Channel(sock, session, peer, timeout_s, cancel)
         channel.handshake()
-    except (HandshakeError, RemoteProtocolError) as error:
+    except (SecurityError, RemoteProtocolError) as error:
         sock.close()
         raise SourceError(f"{peer}: {error}") from error
     except BaseException:
@@ -423,13 +423,25 @@ def _await_connect(sock: socket.socket, deadline: float, cancel: Cancel) -> str:
 
 def _wrap_client(sock: socket.socket, peer: str, timeout_s: float, tls: Tls,
                  cancel: Cancel) -> tuple[ssl.SSLSocket, bytes]:
-    deadline = time.monotonic() + min(HANDSHAKE_TIMEOUT_S, timeout_s)
     wrapped = tls.context.wrap_socket(sock, server_hostname=peer.rpartition(":")[0], do_handshake_on_connect=False)
+    try:
+        _shake_tls(wrapped, peer, time.monotonic() + min(HANDSHAKE_TIMEOUT_S, timeout_s), cancel)
+        shown = hashlib.sha256(wrapped.getpeercert(True) or b"").digest()
+        if tls.fingerprint and shown != tls.fingerprint:
+            raise SourceError(f"{peer} shows another certificate than the one expected",
+                              hint="it may be another manager on the same port, or an attack")
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped, shown
+
+
+def _shake_tls(wrapped: ssl.SSLSocket, peer: str, deadline: float, cancel: Cancel) -> None:
     poll = select.poll()
     while True:
         try:
             wrapped.do_handshake()
-            break
+            return
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             poll.register(wrapped.fileno(), _direction(error, select.POLLIN))
             poll.poll(POLL_S * 1000)
@@ -439,8 +451,3 @@ def _wrap_client(sock: socket.socket, peer: str, timeout_s: float, tls: Tls,
             raise Cancelled(f"transfer with {peer} was cancelled during the TLS handshake")
         if time.monotonic() > deadline:
             raise SourceError(f"{peer} did not finish the TLS handshake in time")
-    shown = hashlib.sha256(wrapped.getpeercert(True) or b"").digest()
-    if tls.fingerprint and shown != tls.fingerprint:
-        raise SourceError(f"{peer} shows another certificate than the one expected",
-                          hint="it may be another manager on the same port, or an attack")
-    return wrapped, shown

@@ -129,6 +129,10 @@ class DataServer:
         self._acceptors.append(acceptor)
         return port
 
+    def set_secret(self, secret: bytes) -> None:
+        """Key for listeners opened from now on."""
+        self._secret = secret
+
     def serve(self, sock: socket.socket, session: Session, messages: Sequence[object] = ()) -> None:
         """Adopt an established connection of role "data"; returns at once.
 
