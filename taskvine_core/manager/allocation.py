@@ -116,7 +116,7 @@ def _proportional(
     min_above, min_below = _largest_share(limits_min, room)
     if above >= 0 and min_above * below > above * min_below:
         above, below = min_above, min_below
-    if above <= 0 or above > below or min_above > min_below:
+    if above <= 0 or above > below:
         return limits_max, True
     # A task that names its memory or disk gets what it named, not a rounded-up share.
     if tuning.proportional_whole_tasks and request[1] < 0 and request[2] < 0:

@@ -185,7 +185,7 @@ class Category:
             value if self.autolabel[key] else UNSET for key, value in zip(RESOURCE_KEYS, values, strict=True)))
 
     def _roof(self, largest: Resources) -> Resources:
-        """What stands in for a value no worker has: of the disk the part that is for sandboxes, as the rest is cache."""
+        """What stands in for a value no worker has: of the disk the part that is for sandboxes, the rest is cache."""
         return largest._replace(disk_mb=int(largest.disk_mb * self._tuning.disk_proportion_available_to_task))
 
     def _clipped(self, learned: Resources, largest: Resources | None) -> Resources:

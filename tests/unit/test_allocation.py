@@ -65,9 +65,10 @@ def test_bucketing_without_data_takes_the_share_of_its_sampling_values(mode: str
     assert by_category(tuned(), {}, {}, mode) == Resources(2, M // 2, D // 2, 0)
 
 
-def of_task(request: Resources, worker: Resources = WORKER, tuning: Tuning | None = None, **kwargs: object) -> Resources:
+def of_task(request: Resources, worker: Resources = WORKER, tuning: Tuning | None = None,
+            ramp_down_free: Resources | None = None) -> Resources:
     return allocate(request, request, request, worker, worker.disk_mb, tuning=tuning or tuned(),
-                    **kwargs)  # type: ignore[arg-type]
+                    ramp_down_free=ramp_down_free)
 
 
 def test_nothing_specified_is_the_whole_worker_without_gpus() -> None:
@@ -119,6 +120,17 @@ def test_ramping_down_gives_what_is_free() -> None:
     limits = Resources(cores=1)
     assert allocate(NOTHING_SET, limits, limits, WORKER, D, tuning=tuned(),
                     ramp_down_free=free) == Resources(3, 1500, D * 3 // 4, 0)
+
+
+def test_ramping_down_leaves_a_task_that_takes_the_whole_worker_alone() -> None:
+    limits = Resources(cores=C)
+    assert allocate(NOTHING_SET, limits, NOTHING_SET, WORKER, D, tuning=tuned(),
+                    ramp_down_free=Resources(3, 1500, 0, 8)) == Resources(C, M, D * 3 // 4, 0)
+
+
+def test_a_maximum_beyond_the_worker_alone_is_no_share() -> None:
+    limits = Resources(memory_mb=M + 1)
+    assert allocate(NOTHING_SET, limits, NOTHING_SET, WORKER, D, tuning=tuned()) == Resources(C, M + 1, D * 3 // 4, 0)
 
 
 def test_an_odd_number_of_tasks_fills_the_worker_exactly() -> None:

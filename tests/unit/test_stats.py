@@ -14,7 +14,7 @@ from taskvine_core.resources import Resources
 
 ONE_CORE = Resources(1, 100, 200, 0)
 
-PUBLISHED = """workers_connected workers_init workers_idle workers_busy workers_able workers_joined workers_removed
+_PUBLISHED = """workers_connected workers_init workers_idle workers_busy workers_able workers_joined workers_removed
 workers_released workers_idled_out workers_slow workers_blocked workers_lost tasks_waiting tasks_on_workers
 tasks_running tasks_with_results tasks_recovery tasks_submitted tasks_dispatched tasks_done tasks_failed
 tasks_successful tasks_cancelled tasks_exhausted_attempts time_when_started time_send time_receive time_send_good
@@ -22,7 +22,8 @@ time_receive_good time_status_msgs time_internal time_polling time_application t
 time_workers_execute_good time_workers_execute_exhaustion bytes_sent bytes_received bandwidth capacity_tasks
 capacity_cores capacity_memory capacity_disk capacity_gpus capacity_instantaneous capacity_weighted total_cores
 total_memory total_disk total_gpus committed_cores committed_memory committed_disk committed_gpus max_cores max_memory
-max_disk max_gpus min_cores min_memory min_disk min_gpus inuse_cache""".split()
+max_disk max_gpus min_cores min_memory min_disk min_gpus inuse_cache"""
+PUBLISHED = _PUBLISHED.split()
 
 
 def test_the_published_attributes_are_there_in_their_order() -> None:

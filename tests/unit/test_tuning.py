@@ -9,7 +9,7 @@ import pytest
 from taskvine_core.errors import UsageError
 from taskvine_core.manager.tuning import TUNING_NAMES, Tuning
 
-PUBLISHED = """attempt-schedule-depth category-steady-n-tasks clean-redundant-replicas default-transfer-rate
+_PUBLISHED = """attempt-schedule-depth category-steady-n-tasks clean-redundant-replicas default-transfer-rate
 disconnect-slow-worker-factor disconnect-slow-workers-factor disk-proportion-available-to-task
 enforce-worker-eviction-interval file-source-max-transfers hungry-minimum hungry-minimum-factor immediate-recovery
 keepalive-interval keepalive-timeout large-task-check-interval load-from-shared-filesystem long-timeout short-timeout
@@ -19,7 +19,8 @@ force-proportional-resources proportional-whole-tasks force-proportional-resourc
 resource-management-interval resource-submit-multiplier asynchrony-multiplier sandbox-grow-factor shift-disk-load
 task-groups temp-replica-count transfer-outlier-factor transfer-replica-per-cycle transfer-temps-recovery
 transient-error-interval update-interval wait-for-workers watch-library-logfiles worker-retrievals
-worker-source-max-transfers""".split()
+worker-source-max-transfers"""
+PUBLISHED = _PUBLISHED.split()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
