@@ -1,8 +1,7 @@
 """How managers are found without a server: one small JSON file per manager in a directory of the user.
 
-Owns the format, the heartbeat and the judgement which files are of live managers. Must not know sockets,
-messages or what a manager does; standard library only and cheap to import, since every worker and factory
-loads it.
+Owns the files, the heartbeat and the judgement which files are of live managers. Must not know sockets, messages or
+what a manager does; standard library only and cheap to import, since every worker and factory loads it.
 
 The directory may lie on a home shared by many hosts. A record written on this machine is judged by its
 process and by the monotonic clock both sides share. A record of another host is judged by age alone, and
@@ -22,7 +21,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from taskvine_core.catalog.record import (
+    MAX_TEXT,
+    ManagerRecord,
+    NameMatch,
+    host_identity,
+    malformed,
+    number,
+    process_start,
+    to_record,
+)
 from taskvine_core.errors import DiscoveryError
+
+__all__ = ["ADVERTISE_INTERVAL_S", "STALE_AFTER_S", "Advertiser", "ManagerRecord", "Scan", "default_directory",
+           "find_managers", "no_manager", "scan"]
 
 #: A manager rewrites its record this often.
 ADVERTISE_INTERVAL_S = 5.0
@@ -32,54 +44,16 @@ STALE_AFTER_S = 6 * ADVERTISE_INTERVAL_S
 DELETE_AFTER_S = 3600.0
 #: A record is a few kilobytes; anything larger is not ours.
 MAX_RECORD_BYTES = 256 * 1024
-MAX_TEXT = 255
-MAX_ADDRESSES = 64
-MAX_PORT = 65535
 #: How long ``withdraw`` waits for a write that a file server holds up.
 WITHDRAW_TIMEOUT_S = 2.0
-
-#: Keys that serve only the judgement of liveness.
-INTERNAL_KEYS = frozenset(("host_identity", "monotonic", "pid_start"))
 
 _SUFFIX = ".json"
 _TEMP_PREFIX = ".tmp-"
 _SECRET_KEY = re.compile(r"secret|passw|private|token", re.IGNORECASE)
-_FINGERPRINT = re.compile(r"(?:[0-9a-f]{64})?\Z")
-#: Index of "start time" in /proc/PID/stat, counted after the command name.
-_STAT_START = 19
-
-
-class ManagerRecord(NamedTuple):
-    """One live manager.
-
-    Args:
-        project: its name.
-        host: name of its machine.
-        port: control port.
-        addresses: addresses to try, best first; at least one.
-        pid: process id on its machine.
-        manager_id: unique per manager instance.
-        priority: larger is preferred.
-        ssl_fingerprint: SHA-256 of the server certificate in hex, "" without TLS.
-        updated_at: last heartbeat, seconds since the epoch on the clock of the reader.
-        record: everything the manager published.
-    """
-
-    project: str
-    host: str
-    port: int
-    addresses: tuple[str, ...]
-    pid: int
-    manager_id: str
-    priority: int
-    ssl_fingerprint: str
-    updated_at: float
-    record: dict[str, object]
 
 
 class Scan(NamedTuple):
-    """What one look into the directory gave: live managers (best first), and file names ignored with the
-    reason."""
+    """What one look into the directory gave: live managers (best first), and file names ignored with the reason."""
 
     directory: Path
     managers: list[ManagerRecord]
@@ -99,31 +73,6 @@ def default_directory() -> Path:
     from taskvine_core.secret import state_directory
 
     return state_directory() / "managers"
-
-
-def host_identity() -> str:
-    """Names the running kernel and process-id space: equal only where process ids may be compared.
-
-    Host names do not do: containers with their own process ids may share one.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return ""
-
-
-def process_start(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; 0 when there is no such process, None when
-    unknown."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            fields = stream.read().rpartition(b")")[2].split()
-        return 0 if fields[0] in (b"Z", b"X") else int(fields[_STAT_START])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0 if os.path.exists("/proc/self/stat") else None
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 class Advertiser:
@@ -161,6 +110,8 @@ class Advertiser:
             DiscoveryError: the first write failed, or the record lacks a required key. Later failures are
                 kept in ``last_error`` and tried again at the next call.
         """
+        if os.getpid() != self._pid:
+            return  # a forked child: the manager is its parent
         if self._path is None:
             name = f"{os.uname().nodename[:MAX_TEXT // 4]}-{self._pid}-{os.urandom(4).hex()}{_SUFFIX}"
             path = self._directory / name.replace("/", "_")
@@ -210,6 +161,8 @@ class Advertiser:
             try:
                 self._write(path, record)
                 self.last_error = ""
+                if self._closed:  # withdrawn while a slow file server held up the write
+                    path.unlink(missing_ok=True)
             except (OSError, DiscoveryError) as error:
                 self.last_error = str(error)
                 _note("cannot renew %s: %s", path, error)
@@ -220,7 +173,7 @@ class Advertiser:
         raw.setdefault("addresses", [host])
         raw.update(pid=self._pid, pid_start=process_start(self._pid) or 0, host_identity=host_identity(),
                    monotonic=time.monotonic(), updated_at=time.time())
-        why = _malformed(raw)
+        why = malformed(raw)
         if why:
             raise DiscoveryError(f"cannot advertise the manager: its record is not usable, {why}")
         data = json.dumps(raw, separators=(",", ":")).encode()
@@ -243,7 +196,7 @@ def find_managers(name_regex: str | None = None, directory: Path | None = None) 
         name_regex: regular expression for the whole name, or a name; None = any.
         directory: where to look; None = the user's default.
     """
-    matches = _matcher(name_regex)
+    matches = NameMatch(name_regex)
     return [record for record in scan(directory).managers if matches(record.project)]
 
 
@@ -259,8 +212,9 @@ def no_manager(name_regex: str | None = None, directory: Path | None = None) -> 
     if seen.ignored:
         name, why = seen.ignored[0]
         found += f"; {len(seen.ignored)} file(s) ignored, e.g. {name}: {why}"
-    if name_regex is not None and _compile(name_regex) is None:
-        found += f"; {name_regex!r} is no regular expression and was taken as a plain name"
+    problem = NameMatch(name_regex).problem
+    if problem:
+        found += f"; {name_regex!r} is no regular expression ({problem}) and was taken as a plain name"
     return DiscoveryError(f"{wanted} was found in {seen.directory}: {found}",
                           hint="start a manager with name=..., or give its host and port")
 
@@ -288,7 +242,7 @@ def scan(directory: Path | None = None) -> Scan:
         if isinstance(entry, _Entry):
             age_s = _age(entry, here, clock)
             if isinstance(age_s, float):
-                managers.append(_record(entry, age_s))
+                managers.append(to_record(entry.raw, age_s))
                 continue
             entry = age_s
         if entry:
@@ -351,38 +305,8 @@ def _read(path: Path) -> _Entry | str:
         os.close(descriptor)
     if not isinstance(raw, dict):
         return "is not a JSON object"
-    why = _malformed(raw)
+    why = malformed(raw)
     return f"has {why}" if why else _Entry(path, raw, status.st_mtime)
-
-
-def _text(value: object, least: int = 1) -> bool:
-    return isinstance(value, str) and least <= len(value) <= MAX_TEXT and value.isprintable()
-
-
-def _whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _malformed(raw: Mapping[str, object]) -> str:
-    """Which required value is missing or of the wrong type; "" when all are well."""
-    addresses = raw.get("addresses")
-    print_ = raw.get("ssl_fingerprint", "")
-    checks = {
-        "project": _text(raw.get("project")),
-        "host": _text(raw.get("host")),
-        "port": _whole(raw.get("port"), 1, MAX_PORT),
-        "pid": _whole(raw.get("pid"), 1, 1 << 31),
-        "pid_start": _whole(raw.get("pid_start"), 0, 1 << 63),
-        "manager_id": _text(raw.get("manager_id", ""), 0),
-        "priority": _whole(raw.get("priority", 0), -(1 << 31), 1 << 31),
-        "ssl_fingerprint": isinstance(print_, str) and _FINGERPRINT.match(print_) is not None,
-        "host_identity": _text(raw.get("host_identity"), 0),
-        "monotonic": isinstance(raw.get("monotonic"), float),
-        "addresses": isinstance(addresses, list | tuple) and 0 < len(addresses) <= MAX_ADDRESSES
-        and all(_text(address) for address in addresses),
-    }
-    wrong = [key for key, good in checks.items() if not good]
-    return f"no usable value for {', '.join(wrong)}" if wrong else ""
 
 
 def _age(entry: _Entry, here: str, clock: _ServerClock) -> float | str:
@@ -390,7 +314,7 @@ def _age(entry: _Entry, here: str, clock: _ServerClock) -> float | str:
     ones."""
     raw = entry.raw
     if here and raw["host_identity"] == here:
-        start = process_start(int(str(raw["pid"])))
+        start = process_start(number(raw["pid"]))
         if start is not None and start != raw["pid_start"]:
             _remove(entry.path)
             return f"its manager (pid {raw['pid']}) has ended"
@@ -407,17 +331,6 @@ def _age(entry: _Entry, here: str, clock: _ServerClock) -> float | str:
     return age_s
 
 
-def _record(entry: _Entry, age_s: float) -> ManagerRecord:
-    raw = entry.raw
-    addresses = raw["addresses"]
-    assert isinstance(addresses, list)
-    return ManagerRecord(
-        project=str(raw["project"]), host=str(raw["host"]), port=int(str(raw["port"])), addresses=tuple(addresses),
-        pid=int(str(raw["pid"])), manager_id=str(raw.get("manager_id", "")),
-        priority=int(str(raw.get("priority", 0))), ssl_fingerprint=str(raw.get("ssl_fingerprint", "")),
-        updated_at=time.time() - age_s, record=raw)
-
-
 def _remove_old_temp(path: Path, clock: _ServerClock) -> None:
     try:
         if clock.now() - path.lstat().st_mtime > DELETE_AFTER_S:
@@ -431,29 +344,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         _note("cannot remove %s: %s", path, error)
-
-
-def _compile(pattern: str) -> re.Pattern[str] | None:
-    try:
-        return re.compile(pattern)
-    except re.error:
-        return None
-
-
-def _matcher(name_regex: str | None) -> _Matcher:
-    return _Matcher(name_regex, None if name_regex is None else _compile(name_regex))
-
-
-class _Matcher(NamedTuple):
-    """Whole-name match; a name always matches itself, also when it is no regular expression."""
-
-    plain: str | None
-    pattern: re.Pattern[str] | None
-
-    def __call__(self, project: str) -> bool:
-        if self.plain is None or project == self.plain:
-            return True
-        return self.pattern is not None and self.pattern.fullmatch(project) is not None
 
 
 def _note(text: str, *arguments: object) -> None:
