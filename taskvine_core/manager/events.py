@@ -82,9 +82,9 @@ class RetireWorkers(NamedTuple):
 
 
 class ShutdownIdle(NamedTuple):
-    """Ask ``count`` idle workers to exit (0 = all)."""
+    """Ask so many idle workers to exit (0 = all)."""
 
-    count: int
+    how_many: int
 
 
 class CloseDown(NamedTuple):

@@ -1,0 +1,481 @@
+"""A task's way through the manager: queued, placed, sent, ended, tried again or returned (reference, sections 9, 12).
+
+Owns every change of a task's state. Placement says where, staging moves files, lineage says what exists. Two things
+start a look at the queue: something became ready, or some worker's room grew. So a pass costs what can change, not what
+is waiting.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+
+from taskvine_core.constants import (
+    VINE_RESULT_CANCELLED,
+    VINE_RESULT_FIXED_LOCATION_MISSING,
+    VINE_RESULT_FORSAKEN,
+    VINE_RESULT_INPUT_MISSING,
+    VINE_RESULT_MAX_END_TIME,
+    VINE_TASK_DONE,
+    VINE_TASK_READY,
+    VINE_TASK_RETRIEVED,
+    VINE_TASK_RUNNING,
+    VINE_TASK_TYPE_STANDARD,
+    VINE_TASK_WAITING_RETRIEVAL,
+    VINE_TEMP,
+)
+from taskvine_core.manager.books import Books
+from taskvine_core.manager.events import CancelUpload, Complete, TaskOutcome, TaskTimes
+from taskvine_core.manager.lineage import Lineage
+from taskvine_core.manager.placement import Placement
+from taskvine_core.manager.ready import Shape
+from taskvine_core.manager.records import PRIORITY_NORMAL, FileRecord, Run, TaskRecord, Totals, WorkerRecord
+from taskvine_core.manager.staging import Staging
+from taskvine_core.protocol.messages import NOT_MEASURED, Dispatch, Kill, Recall
+from taskvine_core.resources import ZERO, Resources
+
+#: Seconds of work a worker may hold beyond its free room, so that short tasks do not wait for a round trip.
+QUEUE_AHEAD_S = 0.1
+#: Tasks it may hold that way at most: they are taken back one by one when a worker drains.
+QUEUE_AHEAD_MAX = 64
+#: A queued task that has not started after this long is taken back: the estimate was wrong.
+QUEUE_STALE_S = 1.0
+#: Weight of the newest task in a category's running mean of execution time.
+PACE_WEIGHT = 0.1
+#: First rest of a forsaken task or worker; doubles up to transient-error-interval.
+FIRST_REST_S = 0.1
+
+NOT_RUN = -1
+
+
+class Dispatcher:
+    """The task state machine."""
+
+    def __init__(self, books: Books, placement: Placement, lineage: Lineage, staging: Staging) -> None:
+        self.books = books
+        self.placement = placement
+        self.lineage = lineage
+        self.staging = staging
+        self.user_tasks = 0
+        self.started = False  # wait-for-workers satisfied
+        self.pace: dict[str, float] = {}
+        self._later: list[tuple[float, int]] = []
+        self._ends: list[tuple[float, int]] = []
+        self._stale: deque[tuple[float, int, int]] = deque()
+
+    # ------------------------------------------------------------------ into the queue
+
+    def submit(self, task: TaskRecord) -> None:
+        """A new user task."""
+        books = self.books
+        books.tasks[task.id] = task
+        books.stats.tasks_submitted += 1
+        self.user_tasks += 1
+        task.to(VINE_TASK_READY)
+        books.observer.task_ready(books.now, task.id, 1, task.spec, False, task.spec.resources)
+        if task.spec.time_end_s:
+            heappush(self._ends, (task.spec.time_end_s, task.id))
+        if self.lineage.admit(task):
+            self.enqueue(task, front=False)
+
+    def enqueue(self, task: TaskRecord, *, front: bool) -> None:
+        """Its inputs exist: queue it, or note when it may be queued."""
+        when = max(task.not_before, task.spec.time_start_s)
+        if when > self.books.now:
+            heappush(self._later, (when, task.id))
+        else:
+            self.books.ready.push(task, front)
+
+    def _requeue(self, task: TaskRecord) -> None:
+        """Back to READY after an attempt that does not count as the program's."""
+        books = self.books
+        task.run = None
+        task.to(VINE_TASK_READY)
+        books.observer.task_ready(books.now, task.id, task.attempts + 1, task.spec, task.exhausted, task.spec.resources)
+        if self.lineage.all_available(task):
+            self.enqueue(task, front=True)
+
+    @property
+    def resting(self) -> int:
+        """Tasks whose start time or rest is not over, roughly (cancelled ones are counted until their time)."""
+        return len(self._later)
+
+    def due(self) -> None:
+        """Handle what time brings: tasks whose rest or start time is over, end times, stale queued tasks."""
+        now, tasks = self.books.now, self.books.tasks
+        while self._later and self._later[0][0] <= now:
+            task = tasks.get(heappop(self._later)[1])
+            if task is not None and task.state == VINE_TASK_READY and not task.blocked and task.shape is None:
+                self.enqueue(task, front=True)
+        while self._ends and self._ends[0][0] <= now:
+            task = tasks.get(heappop(self._ends)[1])
+            if task is not None and task.state == VINE_TASK_READY:
+                self.fail(task, VINE_RESULT_MAX_END_TIME, "its end time passed before it could be started")
+        self._recall_stale()
+
+    def next_due(self) -> float:
+        """When due() has something to do, seconds since the epoch; infinity for never."""
+        times = [queue[0][0] for queue in (self._later, self._ends) if queue]
+        if self._stale:
+            times.append(self._stale[0][0])
+        return min(times, default=float("inf"))
+
+    def _recall_stale(self) -> None:
+        by_worker: dict[WorkerRecord, list[int]] = {}
+        while self._stale and self._stale[0][0] <= self.books.now:
+            _, task_id, sent = self._stale.popleft()
+            task = self.books.tasks.get(task_id)
+            if task is not None and task.run is not None and task.run.queued and task.sent == sent:
+                by_worker.setdefault(task.run.worker, []).append(task_id)
+        for worker, ids in by_worker.items():
+            self.books.send(worker, Recall(tuple(ids)))
+
+    # ------------------------------------------------------------------ placing
+
+    def dispatch(self) -> None:
+        """Place what can be placed now."""
+        books = self.books
+        ready, index = books.ready, books.index
+        if not self.started:
+            self.started = len(books.workers) >= books.tuning.wait_for_workers
+        if not self.started or not books.workers or not (ready.fresh or index.grown):
+            return
+        grown = list(index.grown)
+        for shape in ready.in_order():
+            self._place_shape(shape, grown)
+        ready.fresh = False
+        index.grown.clear()
+
+    def _place_shape(self, shape: Shape, grown: list[WorkerRecord]) -> None:
+        category = self.books.categories.get(shape.category)
+        candidates = deque(grown)
+        while (task := shape.head()) is not None:
+            if 0 <= category.max_concurrent <= category.running:
+                shape.saturated = True
+                return
+            if not self._still_possible(task, shape):
+                continue
+            if not self._place_one(task, shape, candidates):
+                return
+
+    def _still_possible(self, task: TaskRecord, shape: Shape) -> bool:
+        """Look at a head task's inputs once more; when one is gone the task leaves the queue."""
+        if not task.spec.inputs:
+            return True
+        if shape.fixed and self.placement.fixed_is_nowhere(task):
+            self.fail(task, VINE_RESULT_FIXED_LOCATION_MISSING, "no connected worker holds its strict inputs")
+            return False
+        files = self.books.files
+        for mount in task.spec.inputs:
+            if not files[mount.name].available:
+                self.books.ready.drop(task)
+                self.lineage.all_available(task)
+                return False
+        return True
+
+    def _place_one(self, task: TaskRecord, shape: Shape, candidates: deque[WorkerRecord]) -> bool:
+        """Place the head of a shape, or a better one for the worker at hand; False when nothing has room."""
+        books, placement = self.books, self.placement
+        if not shape.saturated:
+            found = placement.choose(task, shape, books.now)
+            if found is not None:
+                books.ready.take(shape)
+                self._commit(task, *found, queued=False)
+                return True
+            shape.saturated = True
+        elif shape.any_inputs and candidates:
+            found = placement.by_locality(task, shape, books.now)
+            if found is not None:
+                books.ready.take(shape)
+                self._commit(task, *found, queued=False)
+                return True
+        while candidates:
+            worker = candidates[0]
+            position = placement.most_local(shape, worker)
+            if position:
+                task = next(t for at, t in shape.top(position + 1) if at == position)
+            if self._place_on(task, shape, position, worker):
+                return True
+            candidates.popleft()
+        return False
+
+    def _place_on(self, task: TaskRecord, shape: Shape, position: int, worker: WorkerRecord) -> bool:
+        """Give a task to this worker if it has room, or may hold it in its own queue."""
+        books, placement = self.books, self.placement
+        if shape.fixed and not all(m.name in worker.files for m in task.spec.inputs):
+            return False
+        allocation = placement.room_at(task, shape, worker, books.now)
+        if allocation is not None and not worker.queued:
+            books.ready.take(shape, position)
+            self._commit(task, worker, allocation, queued=False)
+            return True
+        allocation = self._ahead(task, shape, worker)
+        if allocation is None:
+            return False
+        books.ready.take(shape, position)
+        self._commit(task, worker, allocation, queued=True)
+        return True
+
+    def _ahead(self, task: TaskRecord, shape: Shape, worker: WorkerRecord) -> Resources | None:
+        """The allocation if the worker may hold the task beyond its room: only for short, ordinary tasks."""
+        pace = self.pace.get(shape.category)
+        if pace is None or shape.exhausted or not self.placement.eligible(shape, worker, self.books.now):
+            return None
+        depth = min(QUEUE_AHEAD_MAX, int(QUEUE_AHEAD_S * max(1, len(worker.running)) / max(pace, 1e-4)))
+        if len(worker.queued) >= depth:
+            return None
+        allocation = self.placement.allocation(task, shape, worker)
+        if allocation.gpus > 0 or not self.placement.fits_empty(allocation, worker):
+            return None
+        return allocation
+
+    def _commit(self, task: TaskRecord, worker: WorkerRecord, allocation: Resources, *, queued: bool) -> None:
+        """Send a task to a worker."""
+        books, spec = self.books, task.spec
+        task.to(VINE_TASK_RUNNING)
+        task.attempts += 1
+        task.sent += 1
+        gpus: tuple[str, ...] = ()
+        if allocation.gpus > 0:
+            gpus = tuple(worker.free_gpus[: allocation.gpus])
+            del worker.free_gpus[: allocation.gpus]
+        run = task.run = Run(worker, allocation, gpus, queued, books.now)
+        books.categories.get(spec.category).running += 1
+        if queued:
+            worker.queued[task.id] = task
+            self._stale.append((books.now + QUEUE_STALE_S, task.id, task.sent))
+        else:
+            worker.running[task.id] = task
+            worker.in_use = worker.in_use.plus(allocation)
+            books.index.update(worker, books.now)
+        for mount in spec.inputs:
+            if worker.key not in books.files[mount.name].replicas:
+                self.staging.bring(books.files[mount.name], worker)
+        want_inline, levels = self._outputs(task)
+        books.send(worker, Dispatch(task.id, task.sent, spec, allocation, gpus, want_inline, levels))
+        stats = books.stats
+        stats.tasks_dispatched += 1
+        books.observer.task_running(books.now, task.id, worker.key, task.attempts, spec, task.exhausted, allocation,
+                                    run.commit_start, 0.0, 0)
+
+    def _outputs(self, task: TaskRecord) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        outputs = task.spec.outputs
+        if not outputs:
+            return (), ()
+        files = self.books.files
+        inline = tuple(m.name for m in outputs
+                       if files[m.name].decl.kind != VINE_TEMP and task.kind == VINE_TASK_TYPE_STANDARD)
+        return inline, tuple(files[m.name].level for m in outputs)
+
+    # ------------------------------------------------------------------ off a worker
+
+    def release(self, task: TaskRecord) -> WorkerRecord:
+        """Take a task off its worker's books; what waited in the worker's queue moves up."""
+        run = task.run
+        assert run is not None
+        worker, books = run.worker, self.books
+        books.categories.get(task.spec.category).running -= 1
+        if worker.queued.pop(task.id, None) is None:
+            worker.running.pop(task.id, None)
+            worker.in_use = worker.in_use.minus(run.allocation)
+            worker.free_gpus.extend(run.gpus)
+            self._move_up(worker)
+        if not worker.running:
+            worker.idle_since = books.now
+        books.index.update(worker, books.now, grown=True)
+        category = books.categories.get(task.spec.category)
+        if category.max_concurrent >= 0:
+            books.ready.unsaturate()
+        return worker
+
+    def _move_up(self, worker: WorkerRecord) -> None:
+        """The worker starts its queue in order as room allows; follow it in the books."""
+        while worker.queued:
+            task = next(iter(worker.queued.values()))
+            run = task.run
+            assert run is not None
+            if not self.placement.fits(run.allocation, worker):
+                return
+            del worker.queued[task.id]
+            run.queued = False
+            worker.running[task.id] = task
+            worker.in_use = worker.in_use.plus(run.allocation)
+
+    def note_pace(self, category: str, execute_s: float) -> None:
+        """Learn how long tasks of a category run."""
+        old = self.pace.get(category)
+        self.pace[category] = execute_s if old is None else old + PACE_WEIGHT * (execute_s - old)
+
+    def lose(self, task: TaskRecord) -> None:
+        """The worker of a running or retrieving task is gone: again, unless its retries are used up."""
+        run = task.run
+        assert run is not None
+        earlier = self._earlier(task)
+        lost_s = max(0.0, self.books.now - run.commit_end)
+        earlier.execute_failure_s += lost_s
+        earlier.execute_all_s += lost_s
+        self.release(task) if task.state == VINE_TASK_RUNNING else run.worker.retrieving.pop(task.id, None)
+        if self._retries_used(task):
+            run.result = run.result or VINE_RESULT_FORSAKEN
+            run.error = "its worker was lost and no retry is left"
+            self.finish(task)
+        else:
+            self._requeue(task)
+
+    def take_back(self, task: TaskRecord) -> None:
+        """The worker handed a task back unstarted, or was told to forget it: not an attempt."""
+        self.release(task)
+        task.attempts -= 1
+        self._requeue(task)
+
+    def withdraw(self, task: TaskRecord) -> None:
+        """Take a sent task from its worker because an input vanished on the way; it is nobody's failure."""
+        assert task.run is not None
+        worker = task.run.worker
+        self.books.send(worker, Kill((task.id,)))
+        self.books.observer.task_kill(self.books.now, task.id, worker.key)
+        self.take_back(task)
+
+    def forsake(self, task: TaskRecord, reason: str, *, counted: bool = True, tell_worker: bool = False) -> None:
+        """A worker could not run the task (section 12.1, point 1): again elsewhere after a rest, or give up."""
+        run = task.run
+        assert run is not None
+        worker = run.worker
+        if tell_worker:
+            self.books.send(worker, Kill((task.id,)))
+            self.books.observer.task_kill(self.books.now, task.id, worker.key)
+        self.release(task)
+        task.forsaken += counted
+        task.attempts -= 1
+        if 0 <= task.spec.max_forsaken < task.forsaken:
+            run.result, run.exit_code, run.error = VINE_RESULT_FORSAKEN, NOT_RUN, reason
+            self.finish(task)
+            return
+        rest = FIRST_REST_S * 2 ** min(10, max(0, task.forsaken - 1))
+        task.not_before = self.books.now + min(self.books.tuning.transient_error_interval_s, rest)
+        self._requeue(task)
+
+    def _earlier(self, task: TaskRecord) -> Totals:
+        if task.earlier is None:
+            task.earlier = Totals()
+        return task.earlier
+
+    def _retries_used(self, task: TaskRecord) -> bool:
+        return 1 <= task.spec.retries < task.attempts
+
+    # ------------------------------------------------------------------ the end
+
+    def again_or_finish(self, task: TaskRecord, *, again: bool, priority: int = PRIORITY_NORMAL) -> None:
+        """An attempt ended; ``again``: the rules for its result want another one."""
+        run = task.run
+        assert run is not None
+        if again and not self._retries_used(task):
+            earlier = self._earlier(task)
+            spent = max(0.0, run.end - run.start)
+            earlier.execute_all_s += spent
+            earlier.execute_exhaustion_s += spent
+            task.manager_priority = max(priority, task.manager_priority)
+            self._requeue(task)
+        else:
+            self.finish(task)
+
+    def fail(self, task: TaskRecord, result: int, reason: str) -> None:
+        """Return a task that stands in the queue or waits for inputs."""
+        self.books.ready.drop(task)
+        outcome = self._outcome(task, result, NOT_RUN, reason)
+        self._return(task, outcome)
+
+    def fail_unplaced(self, task: TaskRecord, reason: str) -> None:
+        """An input can never be had."""
+        self.fail(task, VINE_RESULT_INPUT_MISSING, reason)
+
+    def finish(self, task: TaskRecord) -> None:
+        """The last attempt is over and its outputs are where they belong."""
+        run = task.run
+        assert run is not None
+        self._return(task, self._outcome(task, run.result, run.exit_code, run.error))
+
+    def _return(self, task: TaskRecord, outcome: TaskOutcome) -> None:
+        books, now = self.books, self.books.now
+        task.to(VINE_TASK_RETRIEVED)
+        books.observer.task_retrieved(now, task.id, outcome.result, outcome.exit_code, outcome.measured, outcome.limits,
+                                      0.0, outcome.bytes_received)
+        task.to(VINE_TASK_DONE)
+        del books.tasks[task.id]
+        task.run = None
+        self.lineage.retire(task)
+        if task.kind == VINE_TASK_TYPE_STANDARD:
+            self._count(task, outcome)
+            books.out.append(Complete(outcome))
+        books.observer.task_done(now, task.id, outcome.result, outcome.exit_code)
+
+    def _count(self, task: TaskRecord, outcome: TaskOutcome) -> None:
+        category = self.books.categories.get(task.spec.category)
+        self.user_tasks -= 1
+        for stats in (self.books.stats, category.stats):
+            if outcome.result == VINE_RESULT_CANCELLED:
+                stats.tasks_cancelled += 1
+                continue
+            stats.tasks_done += 1
+            if outcome.result == 0 and outcome.exit_code == 0:
+                stats.tasks_successful += 1
+            else:
+                stats.tasks_failed += 1
+        if outcome.result:
+            category.forget(task.id)
+
+    def _outcome(self, task: TaskRecord, result: int, exit_code: int, error: str) -> TaskOutcome:
+        run, earlier = task.run, task.earlier
+        now = self.books.now
+        if run is None:
+            times = TaskTimes(submitted=task.submitted, done=now)
+            return TaskOutcome(task.id, result, exit_code, b"", "", "", "", ZERO, NOT_MEASURED, None, times, 0, 0,
+                               task.attempts, error)
+        last = max(0.0, run.end - run.start)
+        if earlier is None:
+            times = TaskTimes(task.submitted, run.commit_start, run.commit_end, run.retrieval, now, last, last, 0.0, 0.0,
+                              run.start, run.end)
+        else:
+            times = TaskTimes(task.submitted, run.commit_start, run.commit_end, run.retrieval, now, last,
+                              last + earlier.execute_all_s, earlier.execute_exhaustion_s, earlier.execute_failure_s,
+                              run.start, run.end)
+        return TaskOutcome(task.id, result, exit_code, run.stdout, run.stdout_path, run.hostname, run.addrport,
+                           run.allocation, run.measured, run.limits, times, run.bytes_sent, run.bytes_received,
+                           task.attempts, error)
+
+    def cancel(self, task: TaskRecord) -> bool:
+        """Stop a user task; it comes back as cancelled. False when it is too late."""
+        if task.kind != VINE_TASK_TYPE_STANDARD:
+            return False
+        if task.state == VINE_TASK_READY:
+            self.fail(task, VINE_RESULT_CANCELLED, "cancelled by the program")
+            return True
+        run = task.run
+        if run is None:
+            return False
+        if task.state == VINE_TASK_RUNNING:
+            self.books.send(run.worker, Kill((task.id,)))
+            self.books.observer.task_kill(self.books.now, task.id, run.worker.key)
+            self.release(task)
+        elif task.state == VINE_TASK_WAITING_RETRIEVAL:
+            run.worker.retrieving.pop(task.id, None)
+            for transfer_id in run.uploads or ():
+                self.staging.end_upload(transfer_id)
+                self.books.out.append(CancelUpload(transfer_id))
+        run.result, run.error = VINE_RESULT_CANCELLED, "cancelled by the program"
+        self.finish(task)
+        return True
+
+    # ------------------------------------------------------------------ inputs that do not come
+
+    def tasks_at(self, worker: WorkerRecord, file: FileRecord) -> list[TaskRecord]:
+        """Tasks sent to a worker that read the file."""
+        return [task for group in (worker.running, worker.queued) for task in group.values()
+                if any(mount.name == file.name for mount in task.spec.inputs)]
+
+    def rest_worker(self, worker: WorkerRecord) -> None:
+        """Give a worker that could not run something a rest, longer each time."""
+        worker.strikes += 1
+        rest = FIRST_REST_S * 2 ** min(10, worker.strikes)
+        worker.not_before = self.books.now + min(self.books.tuning.transient_error_interval_s, rest)
+        self.books.index.update(worker, self.books.now)

@@ -1,0 +1,218 @@
+"""Carrying out the core's actions that touch files, and serving the data plane.
+
+Owns the manager's side of objects: local inputs, staging, outputs that arrive, contents of buffers. Runs in the runner's
+thread except where the data server's threads call the Provider methods, which only touch the locked tables and post
+events. Must hold no policy.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from taskvine_core.dataplane.objects import ObjectInfo
+from taskvine_core.dataplane.server import ServedObject
+from taskvine_core.manager import events as ev
+from taskvine_core.model.files import DEFAULT_MODE, INLINE_MAX_BYTES, FileDecl
+from taskvine_core.protocol.messages import PutInline
+
+#: Disk the manager keeps free (reference, section 11.8).
+DISK_MARGIN_BYTES = 100 * (1 << 20)
+
+Contents = bytes | Path
+
+
+class _Upload:
+    __slots__ = ("final", "mode", "name", "purpose", "temp")
+
+    def __init__(self, name: str, final: Path, temp: Path, purpose: str, mode: int) -> None:
+        self.name = name
+        self.final = final
+        self.temp = temp
+        self.purpose = purpose
+        self.mode = mode
+
+
+class Effects:
+    """Files of one manager.
+
+    Args:
+        staging: directory for large buffers, relayed copies and stdout; made when first needed.
+        post: takes an event from any thread and wakes the runner.
+        decl_of: the declaration of a cached name, None when unknown; called in any thread.
+    """
+
+    def __init__(self, staging: Path, post: Callable[[ev.Event], None], decl_of: Callable[[str], FileDecl | None]) -> None:
+        self._staging = staging
+        self._post = post
+        self._decl_of = decl_of
+        self._lock = threading.Lock()
+        self._uploads: dict[int, _Upload] = {}
+        self._arrived: dict[int, Path] = {}
+        self._relayed: dict[str, Path] = {}
+        self._digests: dict[tuple[str, int, int], bytes] = {}
+        self.contents: dict[str, Contents] = {}
+
+    # ------------------------------------------------------------------ actions
+
+    def read_local(self, decl: FileDecl) -> PutInline | ev.LocalMissing | None:
+        """A small local file as a message; None when it has grown and must go over the data plane."""
+        path = decl.source
+        try:
+            with open(path, "rb") as stream:
+                data = stream.read(INLINE_MAX_BYTES + 1)
+                mode = decl.mode or os.fstat(stream.fileno()).st_mode & 0o777
+        except OSError as error:
+            return ev.LocalMissing(decl.name, f"input {path}: {error.strerror}")
+        if len(data) > INLINE_MAX_BYTES:
+            return None
+        return PutInline(decl.name, decl.level, mode, b"", data)
+
+    def check_local(self, decl: FileDecl) -> ev.LocalMissing | None:
+        """Does a large local input exist?"""
+        if os.access(decl.source, os.R_OK):
+            return None
+        why = "not readable" if os.path.exists(decl.source) else "No such file or directory"
+        return ev.LocalMissing(decl.name, f"input {decl.source}: {why}")
+
+    def store(self, action: ev.StoreInline) -> ev.StoreFailed | None:
+        """Put a small output where the program wants it."""
+        if not action.path:
+            self.contents[action.name] = action.data
+            return None
+        path = action.path
+        temp = f"{path}.vine-part-{action.task_id}"
+        try:
+            try:
+                stream = open(temp, "wb")
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                stream = open(temp, "wb")
+            with stream:
+                stream.write(action.data)
+                os.fchmod(stream.fileno(), (action.mode or DEFAULT_MODE) | 0o600)
+            os.replace(temp, path)
+        except OSError as error:
+            return ev.StoreFailed(action.task_id, action.name, f"output {path} cannot be written: {error.strerror}")
+        return None
+
+    def append(self, action: ev.AppendWatched) -> None:
+        """Write a piece of a watched output; a failure shows when the whole file is stored."""
+        if not action.path:
+            return
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if action.offset == 0 else 0)
+            fd = os.open(action.path, flags, 0o644)
+            try:
+                os.pwrite(fd, action.data, action.offset)
+            finally:
+                os.close(fd)
+        except OSError:
+            return
+
+    def expect(self, action: ev.ExpectUpload) -> None:
+        """An object will arrive for this path."""
+        if action.path:
+            final = Path(action.path)
+        else:
+            self._staging.mkdir(parents=True, exist_ok=True)
+            final = self._staging / f"{action.purpose}-{action.transfer_id}"
+        temp = final.with_name(f"{final.name}.vine-part-{action.transfer_id}")
+        with self._lock:
+            self._uploads[action.transfer_id] = _Upload(action.name, final, temp, action.purpose, action.mode)
+
+    def cancel(self, transfer_id: int) -> None:
+        """Nobody waits for it: what arrives is dropped."""
+        with self._lock:
+            self._uploads.pop(transfer_id, None)
+
+    def forget_contents(self, name: str) -> None:
+        """The program does not want a buffer's contents any more."""
+        held = self.contents.pop(name, None)
+        if isinstance(held, Path):
+            _remove(held)
+
+    def arrived(self, transfer_id: int) -> Path | None:
+        """Where a "stdout" or "contents" upload lies; the caller owns it from now on."""
+        with self._lock:
+            return self._arrived.pop(transfer_id, None)
+
+    # ------------------------------------------------------------------ Provider (data server threads)
+
+    def open_object(self, name: str) -> ServedObject | None:
+        """A declared local file, large buffer, or a relayed copy."""
+        with self._lock:
+            relayed = self._relayed.get(name)
+        decl = self._decl_of(name)
+        if relayed is None and (decl is None or not decl.source):
+            return None
+        path = relayed if relayed is not None else Path(decl.source if decl is not None else "")
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        key = (str(path), status.st_size, status.st_mtime_ns)
+        digest = self._digests.get(key, b"") if decl is None or not decl.sha256 or relayed is not None else decl.sha256
+        return ServedObject(path, digest, lambda ok, sent: None)
+
+    def begin_upload(self, transfer_id: int, name: str) -> Path | None:
+        """Where to receive an expected upload; None refuses it."""
+        with self._lock:
+            upload = self._uploads.get(transfer_id)
+        if upload is None or upload.name != name:
+            return None
+        try:
+            upload.temp.parent.mkdir(parents=True, exist_ok=True)
+            _remove(upload.temp)
+        except OSError:
+            return None  # end_upload is not called for a refusal: the worker reports UploadFailed
+        return upload.temp
+
+    def end_upload(self, transfer_id: int, info: ObjectInfo | None, error: str) -> None:
+        """An upload is complete or failed."""
+        with self._lock:
+            upload = self._uploads.pop(transfer_id, None)
+        if upload is None:
+            return
+        if info is None:
+            self._post(ev.UploadEnded(transfer_id, 0, b"", False, f"{upload.name}: {error}"))
+            return
+        try:
+            self._place(transfer_id, upload, info)
+        except OSError as problem:
+            _remove(upload.temp)
+            self._post(ev.UploadEnded(transfer_id, 0, b"", False, f"{upload.final} cannot be written: {problem.strerror}"))
+            return
+        self._post(ev.UploadEnded(transfer_id, info.size_bytes, info.sha256, info.is_dir, ""))
+
+    def _place(self, transfer_id: int, upload: _Upload, info: ObjectInfo) -> None:
+        if not info.is_dir:
+            os.chmod(upload.temp, (info.mode or upload.mode or DEFAULT_MODE) & 0o777 | 0o600)
+        if upload.final.is_dir() and not upload.final.is_symlink():
+            _remove(upload.final)
+        os.replace(upload.temp, upload.final)
+        with self._lock:
+            if upload.purpose == "relay":
+                self._relayed[upload.name] = upload.final
+            elif upload.purpose in ("stdout", "contents"):
+                self._arrived[transfer_id] = upload.final
+        decl = self._decl_of(upload.name)
+        if upload.purpose == "output" and decl is not None and not decl.source:
+            self.contents[upload.name] = upload.final
+
+    def room(self, path: Path) -> int:
+        """Bytes that may be received on the file system of a path."""
+        try:
+            return max(0, shutil.disk_usage(path).free - DISK_MARGIN_BYTES)
+        except OSError:
+            return 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""What must hold in the manager core after every event; run in tests and in the simulator.
+
+Owns checks only. Raises AssertionError with the records concerned; never changes anything.
+"""
+
+from __future__ import annotations
+
+from taskvine_core.constants import (
+    VINE_TASK_DONE,
+    VINE_TASK_READY,
+    VINE_TASK_RUNNING,
+    VINE_TASK_TYPE_STANDARD,
+    VINE_TASK_WAITING_RETRIEVAL,
+    VINE_TEMP,
+)
+from taskvine_core.manager.books import Books
+from taskvine_core.manager.core import ManagerCore
+from taskvine_core.manager.records import TO_MANAGER, WorkerRecord
+from taskvine_core.manager.states import REPLICA_READY
+from taskvine_core.resources import ZERO
+
+
+def check_invariants(core: ManagerCore) -> None:
+    """Raise AssertionError when an index disagrees with the records it is made from."""
+    _check_tasks(core)
+    for worker in core.books.workers.values():
+        _check_worker(core.books, worker)
+    _check_files(core.books)
+    _check_transfers(core.books)
+
+
+def _check_tasks(core: ManagerCore) -> None:
+    books = core.books
+    ready = blocked = users = 0
+    for task in books.tasks.values():
+        users += task.kind == VINE_TASK_TYPE_STANDARD
+        assert task.state != VINE_TASK_DONE, f"done task {task.id} is still in the table"
+        if task.state == VINE_TASK_READY:
+            assert task.run is None, f"ready task {task.id} has a run"
+            ready += task.shape is not None
+            blocked += task.blocked > 0
+            assert not (task.shape is not None and task.blocked), f"blocked task {task.id} stands in the queue"
+        elif task.state == VINE_TASK_RUNNING:
+            assert task.run is not None
+            holder = task.run.worker
+            assert holder.key in books.workers, f"task {task.id} runs at a worker that is gone"
+            assert (task.id in holder.running) != (task.id in holder.queued), f"task {task.id} is not at its worker"
+            assert (task.id in holder.queued) == task.run.queued
+        elif task.state == VINE_TASK_WAITING_RETRIEVAL:
+            assert task.run is not None and task.run.uploads, f"task {task.id} waits for nothing"
+            assert task.id in task.run.worker.retrieving
+    assert ready == books.ready.count, f"{ready} tasks stand in the queue, it says {books.ready.count}"
+    assert blocked == core.lineage.blocked, f"{blocked} tasks are blocked, lineage says {core.lineage.blocked}"
+    assert users == core.user_tasks, f"{users} user tasks, counter says {core.user_tasks}"
+
+
+def _check_worker(books: Books, worker: WorkerRecord) -> None:
+    used = ZERO
+    for task in worker.running.values():
+        assert task.run is not None
+        used = used.plus(task.run.allocation)
+    assert used == worker.in_use, f"{worker.id}: allocations add up to {used}, books say {worker.in_use}"
+    if books.tuning.resource_submit_multiplier == 1.0 and used != ZERO:
+        assert used.cores <= worker.totals.cores and used.memory_mb <= worker.totals.memory_mb, f"{worker.id} is overcommitted"
+        assert used.gpus <= worker.totals.gpus
+    gpus = [gpu for task in worker.running.values() if task.run is not None for gpu in task.run.gpus]
+    assert len(set(gpus)) == len(gpus), f"{worker.id}: a gpu is given twice"
+    for name, file in worker.files.items():
+        assert worker.key in file.replicas, f"{worker.id} lists {name}, the file does not"
+    cached = sum(max(0, file.size) for file in worker.files.values() if file.replicas[worker.key] == REPLICA_READY)
+    assert abs(cached - worker.cached_bytes) < 1, f"{worker.id}: cache {cached}, books {worker.cached_bytes}"
+    assert worker.outgoing >= 0 and worker.incoming >= 0
+
+
+def _check_files(books: Books) -> None:
+    users = dict.fromkeys(books.files, 0)
+    for task in books.tasks.values():
+        for mount in (*task.spec.inputs, *task.spec.outputs):
+            if mount.name in users:
+                users[mount.name] += 1
+    for name, file in books.files.items():
+        for key in file.replicas:
+            assert key in books.workers, f"{name} has a replica at a worker that is gone"
+            assert name in books.workers[key].files
+        assert file.ready == len(file.ready_keys()), f"{name}: ready count is wrong"
+        assert file.users == users[name], f"{name}: used by {users[name]} tasks, books say {file.users}"
+        assert file.lineage_refs >= 0 and file.origin_busy >= 0 and file.making >= 0
+        if file.waiters and file.decl.kind == VINE_TEMP and file.available:
+            assert not any(t.blocked for t in file.waiters), f"{name} exists and tasks still wait for it"
+
+
+def _check_transfers(books: Books) -> None:
+    outgoing = dict.fromkeys(books.workers, 0)
+    for transfer in books.transfers.values():
+        assert transfer.dest in books.workers, "a transfer to or from a worker that is gone"
+        if transfer.source == TO_MANAGER:
+            outgoing[transfer.dest] += 1
+        elif transfer.source >= 0 and transfer.source in outgoing:
+            outgoing[transfer.source] += 1
+    for key, count in outgoing.items():
+        assert count == books.workers[key].outgoing, f"{books.workers[key].id}: {count} outgoing, books say otherwise"

@@ -1,0 +1,235 @@
+"""Who needs which file, when it exists, and how a lost temp is made again (reference, sections 11.7, 12.4).
+
+Owns use counts, the blocking of tasks on inputs that do not exist yet, garbage collection, and recovery tasks. A temp's
+producer is kept while the temp is declared, and its inputs' records (not their replicas) with it, so that a chain can be
+rebuilt from whatever is still there. Must not choose workers or sources.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from taskvine_core.constants import (
+    VINE_CACHE_LEVEL_FOREVER,
+    VINE_CACHE_LEVEL_TASK,
+    VINE_CACHE_LEVEL_WORKFLOW,
+    VINE_TASK_DONE,
+    VINE_TASK_READY,
+    VINE_TASK_RETRIEVED,
+    VINE_TASK_TYPE_RECOVERY,
+    VINE_TEMP,
+)
+from taskvine_core.manager.books import Books
+from taskvine_core.manager.records import PRIORITY_RECOVERY, FileRecord, TaskRecord
+from taskvine_core.manager.staging import Staging
+from taskvine_core.protocol.messages import SetLevel
+
+#: Times a lost temp is made again without success before its consumers fail with "input missing".
+MAX_RECOVERIES = 3
+
+
+class Queueing(Protocol):
+    """What lineage asks of the dispatcher."""
+
+    def enqueue(self, task: TaskRecord, *, front: bool) -> None:
+        """All inputs exist: the task may be placed."""
+
+    def fail_unplaced(self, task: TaskRecord, reason: str) -> None:
+        """An input can never be had: return the task as "input missing"."""
+
+
+class Lineage:
+    """Uses, waiters, recovery."""
+
+    def __init__(self, books: Books, queueing: Queueing) -> None:
+        self.books = books
+        self.queueing = queueing
+        self.staging: Staging  # set by the core: the two know each other
+        self.blocked = 0
+
+    # ------------------------------------------------------------------ tasks come and go
+
+    def admit(self, task: TaskRecord) -> bool:
+        """Count a task's uses; True when all its inputs exist, else it waits for them."""
+        files = self.books.files
+        for mount in task.spec.inputs:
+            file = files[mount.name]
+            file.users += 1
+            file.uses_ever += 1
+            if file.level == VINE_CACHE_LEVEL_TASK and file.uses_ever > 1:
+                self._promote(file)
+        recovering = task.kind == VINE_TASK_TYPE_RECOVERY
+        for mount in task.spec.outputs:
+            file = files[mount.name]
+            file.users += 1
+            if recovering:
+                continue
+            if file.decl.kind == VINE_TEMP:
+                self._set_producer(file, task)
+            else:
+                file.making += 1
+        return self.all_available(task)
+
+    def all_available(self, task: TaskRecord) -> bool:
+        """Block the task on each input that does not exist; True when there is none."""
+        for mount in task.spec.inputs:
+            file = self.books.files[mount.name]
+            if not file.available:
+                self._block(task, file)
+        return task.blocked == 0
+
+    def _promote(self, file: FileRecord) -> None:
+        """A level-task file that a second task uses lives on with the workflow (section 11.1)."""
+        file.level = VINE_CACHE_LEVEL_WORKFLOW
+        for key in file.replicas:
+            self.books.send(self.books.workers[key], SetLevel(file.name, file.level))
+
+    def _set_producer(self, file: FileRecord, task: TaskRecord) -> None:
+        if file.producer is not None:
+            self._drop_lineage(file)
+        file.producer = task
+        for mount in task.spec.inputs:
+            self.books.files[mount.name].lineage_refs += 1
+
+    def _block(self, task: TaskRecord, file: FileRecord) -> None:
+        if file.waiters is None:
+            file.waiters = []
+        file.waiters.append(task)
+        if not task.blocked:
+            self.blocked += 1
+        task.blocked += 1
+        if file.decl.kind == VINE_TEMP:
+            self.recover(file)
+
+    def retire(self, task: TaskRecord) -> None:
+        """A task will not run again: give up its uses, delete what nobody needs any more."""
+        files = self.books.files
+        if task.blocked:
+            self._unblock(task)
+        for mount in task.spec.inputs:
+            file = files[mount.name]
+            file.users -= 1
+            if not file.users:
+                self._unused(file)
+        for mount in task.spec.outputs:
+            made = files.get(mount.name)
+            if made is not None:
+                self._retire_output(made, task)
+
+    def _retire_output(self, file: FileRecord, task: TaskRecord) -> None:
+        file.users -= 1
+        if task.kind != VINE_TASK_TYPE_RECOVERY and file.decl.kind != VINE_TEMP:
+            file.making -= 1
+            if not file.making and file.waiters:
+                self.wake(file)
+        elif file.waiters and not file.available:
+            self._after_failed_making(file, task)
+        if not file.users:
+            self._unused(file)
+
+    def _after_failed_making(self, file: FileRecord, task: TaskRecord) -> None:
+        if file.recovery is task:
+            file.recovery = None
+        self.recover(file)
+
+    def _unblock(self, task: TaskRecord) -> None:
+        """Its entries among the waiters are skipped when they are met: no walk over a million waiters here."""
+        task.blocked = 0
+        self.blocked -= 1
+
+    # ------------------------------------------------------------------ files come and go
+
+    def wake(self, file: FileRecord) -> None:
+        """The file exists: tasks that waited for it may go on."""
+        file.recoveries = 0
+        waiters, file.waiters = file.waiters, None
+        for task in waiters or ():
+            if not task.blocked:
+                continue  # cancelled meanwhile
+            task.blocked -= 1
+            if not task.blocked:
+                self.blocked -= 1
+                self.queueing.enqueue(task, front=False)
+
+    def lost(self, file: FileRecord) -> None:
+        """No replica of a file is left."""
+        if file.decl.kind != VINE_TEMP or file.at_manager:
+            return
+        if file.needed and self.books.tuning.immediate_recovery and file.users:
+            self.recover(file)
+
+    def recover(self, file: FileRecord) -> None:
+        """Make a lost temp again, unless it exists, is being made, or nobody has said how."""
+        if file.available or file.producer is None:
+            return
+        producer = file.producer
+        if producer.state not in (VINE_TASK_DONE, VINE_TASK_RETRIEVED):
+            return
+        if file.recovery is not None and file.recovery.state not in (VINE_TASK_DONE, VINE_TASK_RETRIEVED):
+            return
+        if file.recoveries >= MAX_RECOVERIES:
+            self._give_up(file)
+            return
+        file.recoveries += 1
+        self._submit_recovery(file, producer)
+
+    def _submit_recovery(self, file: FileRecord, producer: TaskRecord) -> None:
+        books = self.books
+        task = TaskRecord(books.new_task_id(), producer.spec, books.now, VINE_TASK_TYPE_RECOVERY)
+        task.manager_priority = PRIORITY_RECOVERY
+        for mount in producer.spec.outputs:
+            made = books.files.get(mount.name)
+            if made is not None and made.decl.kind == VINE_TEMP:
+                made.recovery = task
+        books.tasks[task.id] = task
+        books.stats.tasks_recovery += 1
+        task.to(VINE_TASK_READY)
+        books.observer.task_ready(books.now, task.id, 1, task.spec, False, task.spec.resources)
+        books.observer.recovery_submitted(books.now, task.id, task.spec.command, file.name)
+        if self.admit(task):
+            self.queueing.enqueue(task, front=False)
+
+    def _give_up(self, file: FileRecord) -> None:
+        waiters, file.waiters = file.waiters, None
+        file.recoveries = 0
+        for task in waiters or ():
+            if task.blocked:
+                self.queueing.fail_unplaced(task, f"temporary file {file.name} was lost and making it again failed "
+                                                  f"{MAX_RECOVERIES} times")
+
+    def undeclare(self, file: FileRecord) -> None:
+        """The program is done with a file; tasks already submitted keep their use of it."""
+        file.declared = False
+        self._unused(file)
+
+    def _unused(self, file: FileRecord) -> None:
+        """No unfinished task uses the file: what may be deleted now?"""
+        if file.users:
+            return
+        if not file.declared or file.level == VINE_CACHE_LEVEL_TASK:
+            if file.replicas and file.level < VINE_CACHE_LEVEL_FOREVER:
+                self.staging.unlink_everywhere(file)
+        if not file.declared and not file.lineage_refs:
+            self._forget(file)
+
+    def _forget(self, file: FileRecord) -> None:
+        """Drop a record nobody can ask for again, and what only its lineage held."""
+        if self.books.files.pop(file.name, None) is not None:
+            self._drop_lineage(file)
+
+    def _drop_lineage(self, file: FileRecord) -> None:
+        pending = [file]
+        while pending:
+            holder = pending.pop()
+            producer, holder.producer = holder.producer, None
+            if producer is None:
+                continue
+            for mount in producer.spec.inputs:
+                used = self.books.files.get(mount.name)
+                if used is None:
+                    continue
+                used.lineage_refs -= 1
+                if not used.lineage_refs and not used.needed:
+                    self.staging.unlink_everywhere(used)
+                    self.books.files.pop(used.name, None)
+                    pending.append(used)
