@@ -91,6 +91,13 @@ def test_nil_is_taken_only_where_the_annotation_says_so() -> None:
         codec.pack([DISPATCH._replace(spec=SPEC._replace(env=(("A", "b"), (None, "x"))))]))  # type: ignore[arg-type]
 
 
+def test_a_tuple_of_fixed_length_has_that_length() -> None:
+    for pair in ((), ("A",), ("A", "b", "c")):
+        odd = SPEC._replace(env=(pair,))  # type: ignore[arg-type]
+        complaint = f"Dispatch.spec.env[0]: expected 2 elements, got {len(pair)}"
+        assert complaint in refused(codec.pack([DISPATCH._replace(spec=odd)]))
+
+
 def test_an_int_is_taken_for_a_float_and_becomes_one() -> None:
     (upload,) = codec.unpack(wire([41, 1, "n", 30]))
     assert type(upload.timeout_s) is float and upload.timeout_s == 30.0

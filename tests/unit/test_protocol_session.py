@@ -123,10 +123,10 @@ def test_both_sides_of_different_versions_say_so(monkeypatch: pytest.MonkeyPatch
     right = responder()
     messages, answer = right.receive(left.start())
     assert messages == [] and len(answer) == 6
-    with pytest.raises(HandshakeError, match=f"speaks protocol version {PROTOCOL_VERSION}, this side {PROTOCOL_VERSION + 1}"):
+    with pytest.raises(HandshakeError, match=f"protocol version {PROTOCOL_VERSION}, this side {PROTOCOL_VERSION + 1}"):
         right.receive(b"")
     monkeypatch.undo()
-    with pytest.raises(HandshakeError, match=f"speaks protocol version {PROTOCOL_VERSION + 1}, this side {PROTOCOL_VERSION}"):
+    with pytest.raises(HandshakeError, match=f"protocol version {PROTOCOL_VERSION + 1}, this side {PROTOCOL_VERSION}"):
         left.receive(answer)
 
 
@@ -326,6 +326,24 @@ def test_a_reader_keeps_only_what_arrived() -> None:
 
     reader.feed(struct.pack(">I", 30_000_000) + b"x" * 10, unexpected)
     assert len(reader.take_buffered()) == 14
+
+
+class _CountingReader(FrameReader):
+    looks = 0
+
+    def _split(self, whole: bytes, start: int, take: Callable[[memoryview], bool]) -> None:
+        self.looks += 1
+        super()._split(whole, start, take)
+
+
+def test_a_large_frame_in_small_pieces_is_looked_at_twice_not_once_per_piece() -> None:
+    """Each look copies what has arrived so far: one per piece would make 32 MB cost seconds."""
+    reader = _CountingReader(None)
+    data = FrameWriter(None).frame(bytes(100_000))
+    sizes: list[int] = []
+    for at in range(0, len(data), 100):
+        reader.feed(data[at:at + 100], lambda payload: not sizes.append(len(payload)))  # type: ignore[func-returns-value]
+    assert sizes == [100_000] and reader.looks == 2
 
 
 def test_a_writer_refuses_an_empty_or_oversize_payload_and_a_key_of_another_length() -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ def test_a_process_that_finds_a_faster_one_takes_its_key(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "link", link)
     assert secret.load_secret().hex() == faster
+
+
+def test_a_key_file_that_is_being_filled_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without hard links the faster process makes the file first and writes a moment later."""
+    secret.state_directory()
+    secret._write_new(key_file(), b"")
+    monkeypatch.setattr(time, "sleep", lambda _: key_file().write_text("cd" * 32))
+    assert secret.load_secret().hex() == "cd" * 32
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o622, 0o666])
