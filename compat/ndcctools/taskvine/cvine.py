@@ -1,0 +1,3 @@
+"""The constants, under the published module name."""
+
+from taskvine_core.constants import *  # noqa: F403 - VINE_* and CATEGORY_ALLOCATION_MODE_*
