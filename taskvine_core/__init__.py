@@ -11,12 +11,14 @@ from taskvine_core import constants as cvine
 from taskvine_core.constants import *  # noqa: F403 - VINE_* are part of the package's face
 
 if TYPE_CHECKING:
-    from taskvine_core.factory_handle import Factory
-    from taskvine_core.manager.api import Manager
-    from taskvine_core.manager.display import JupyterDisplay, StatusDisplay
-    from taskvine_core.manager.file import File
-    from taskvine_core.manager.python_task import PythonTask, PythonTaskNoResult
-    from taskvine_core.manager.task import Task
+    from taskvine_core.factory_handle import Factory as Factory
+    from taskvine_core.manager.api import Manager as Manager
+    from taskvine_core.manager.display import JupyterDisplay as JupyterDisplay
+    from taskvine_core.manager.display import StatusDisplay as StatusDisplay
+    from taskvine_core.manager.file import File as File
+    from taskvine_core.manager.python_task import PythonTask as PythonTask
+    from taskvine_core.manager.python_task import PythonTaskNoResult as PythonTaskNoResult
+    from taskvine_core.manager.task import Task as Task
 
 __version__ = "0.1.0"
 
@@ -34,7 +36,7 @@ _HOMES = {
 
 _CONSTANTS = tuple(name for name in vars(cvine) if name.startswith(("VINE_", "CATEGORY_ALLOCATION_MODE_")))
 
-__all__ = sorted([*_HOMES, *_CONSTANTS, "__version__", "cvine"])  # noqa: PLE0604, PLE0605 - a list of str
+__all__ = sorted([*_HOMES, *_CONSTANTS, "__version__", "cvine"])  # noqa: PLE0605 - a list of str
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,6 @@ from taskvine_core.manager.python_task import PythonTask, PythonTaskNoResult
 from taskvine_core.manager.task import Task
 from taskvine_core.manager.waiting import WaitingMixin
 
-
 #: How long one wait inside these calls lasts; only how often an overridden ``wait`` is called depends on it.
 _WAIT_S = 5
 
@@ -65,7 +64,7 @@ class ConveniencesMixin(WaitingMixin):
             raise UsageError("seq is empty: there is nothing to reduce")
         while len(values) > 1:
             chunks = [values[i:i + chunksize] for i in range(0, len(values), chunksize)]
-            values = self._run([PythonTask(fn, chunk) for chunk in chunks])
+            values = self._run_all([PythonTask(fn, chunk) for chunk in chunks])
             for value in values:
                 if isinstance(value, PythonTaskNoResult):
                     return value
@@ -77,12 +76,12 @@ class ConveniencesMixin(WaitingMixin):
         for task in tasks if env is not None else ():
             task.add_environment(env)  # type: ignore[arg-type]
         results: list[Any] = []
-        for chunk, output in zip(chunks, self._run(tasks), strict=True):
+        for chunk, output in zip(chunks, self._run_all(tasks), strict=True):
             whole = isinstance(output, list) and len(output) == len(chunk)
             results.extend(output if whole else [output] * len(chunk))
         return results
 
-    def _run(self, tasks: list[PythonTask]) -> list[Any]:
+    def _run_all(self, tasks: list[PythonTask]) -> list[Any]:
         """Submit, wait for all, outputs in order."""
         pending = {self.submit(task) for task in tasks}
         others: list[Task] = []

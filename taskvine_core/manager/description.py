@@ -60,8 +60,8 @@ class Description:
         UsageError: (a ValueError) an argument has the right type and no meaning.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_category", "_command", "_env", "_features", "_id", "_inputs", "_settings",
-                 "_manager", "_outcome", "_outputs", "_priority", "_resources", "_tag")
+    __slots__ = ("__dict__", "__weakref__", "_category", "_command", "_env", "_features", "_id", "_inputs", "_manager",
+                 "_outcome", "_outputs", "_priority", "_resources", "_settings", "_tag")
 
     def __init__(self, command: str, **task_info: Any) -> None:
         self._command = command if type(command) is str else checks.text(command, "command")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
+from html import escape
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -84,13 +86,11 @@ def _show_in_notebook(tables: list[Table]) -> bool:
     if "ipykernel" not in sys.modules:
         return False
     try:
-        from IPython.display import HTML, clear_output, display
+        notebook = import_module("IPython.display")
     except ImportError:
         return False
-    from html import escape
-
-    clear_output(wait=True)
-    display(HTML("".join(
+    notebook.clear_output(wait=True)
+    notebook.display(notebook.HTML("".join(
         f"<b>{escape(title)}</b><table><tr>{''.join(f'<th>{escape(c)}</th>' for c in columns)}</tr>"
         + "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in row)}</tr>" for row in rows) + "</table>"
         for title, columns, rows in tables)))

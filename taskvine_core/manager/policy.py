@@ -1,6 +1,6 @@
 """Workers, hosts, tuning, advertisement: what the program may decide (reference, section 3.7).
 
-Owns the argument checks of these calls; the decisions are the core's. Everything is handed to the core between its turns.
+Owns the argument checks of these calls; the decisions are the core's, to which everything is handed between its turns.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class PythonTask(Task):
         UsageTypeError: ``func`` is not callable.
     """
 
-    __slots__ = ("_arguments_file", "_call", "_function_file", "_loaded", "_output_file", "_output_level", "_serialize", "_temp_output")
+    __slots__ = ("_arguments_file", "_call", "_function_file", "_loaded", "_output_file", "_output_level",
+                 "_serialize", "_temp_output")
 
     def __init__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if not callable(func):

@@ -6,7 +6,7 @@ Owns what the program reads of a finished task. How it is described before is de
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskvine_core.constants import (
     TASK_STATE_NAMES,
@@ -18,6 +18,9 @@ from taskvine_core.constants import (
 from taskvine_core.manager.description import Description, Settings
 from taskvine_core.manager.results import ResourceSummary, from_resources, measured_summary, metric
 from taskvine_core.resources import NOTHING_SET
+
+if TYPE_CHECKING:
+    from taskvine_core.manager.api import Manager
 
 
 class Task(Description):

@@ -169,6 +169,10 @@ class WaitingMixin(ManagerBase):
 
         return self._runner.call(read)
 
+    def set_min_task_id(self, minid: int) -> int:
+        """Raise the id of the next task to at least ``minid``; returns the value in force."""
+        return self._runner.set_min_task_id(checks.whole(minid, "minid"))
+
     # ------------------------------------------------------------------ cancel
 
     def cancel_by_task_id(self, task_id: int) -> int:
