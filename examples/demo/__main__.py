@@ -11,6 +11,7 @@ from pathlib import Path
 
 import taskvine_core as vine
 from examples.demo import analysis, fetch_data, report, workflow
+from taskvine_core.errors import VineError
 
 PLAIN_PROGRESS_EVERY_S = 5.0  # when the output is a file or a log, not a terminal
 EXIT_INTERRUPTED = 130
@@ -52,7 +53,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return run(options)
-    except (fetch_data.DataError, workflow.AnalysisError) as error:
+    except (fetch_data.DataError, workflow.AnalysisError, VineError) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
