@@ -58,12 +58,13 @@ class Shelf:
 class Rig:
     """A shelf with a server, a place to fetch into, and the server's complaints."""
 
-    def __init__(self, root: Path, *, max_threads: int = 4, timeout_s: float = TIMEOUT_S, tls: Any = None) -> None:
+    def __init__(self, root: Path, *, max_threads: int = 4, timeout_s: float = TIMEOUT_S, tls: Any = None,
+                 role: str = "worker") -> None:
         self.shelf = Shelf(root / "shelf")
         self.out = root / "out"
         self.out.mkdir()
         self.said: list[str] = []
-        self.server = DataServer(secret=SECRET, role="worker", provider=self.shelf, max_threads=max_threads,
+        self.server = DataServer(secret=SECRET, role=role, provider=self.shelf, max_threads=max_threads,
                                  timeout_s=timeout_s, tls=tls, report=self.said.append)
         self.port = self.server.listen(HOST, 0)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from taskvine_core.dataplane import receive
 from taskvine_core.dataplane.objects import (
     DIR,
     FILE,
@@ -16,7 +15,6 @@ from taskvine_core.dataplane.objects import (
     MAX_DEPTH,
     RECORD,
     SMALL_FILE_BYTES,
-    UP,
     UP_RECORD,
     check_link_target,
     hash_object,
@@ -211,11 +209,6 @@ def test_descriptors_are_given_back_after_a_bad_stream(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_up_is_the_only_way_to_the_end() -> None:
-    assert UP_RECORD == RECORD.pack(UP, 0, 0, 0)
-
-
 def test_lack_of_space_is_told_apart_from_other_faults() -> None:
     assert isinstance(disk_error(OSError(28, "No space left on device"), "x"), DiskFullError)
     assert not isinstance(disk_error(OSError(13, "Permission denied"), "x"), DiskFullError)
-    assert receive.BUFFERS > 1
