@@ -95,17 +95,15 @@ FUNCTION_CALL_ALLOCATION = ZERO
 def _largest_share(limits: Resources, room: Resources) -> tuple[int, int]:
     """The largest limit / total over the resources that are limited, as an exact fraction."""
     above, below = _UNDEFINED
-    for resource, (limit, total) in enumerate(zip(limits, room, strict=True)):
-        if limit < 0 or (total <= 0 and (limit == 0 or resource == _GPUS)):
+    for limit, total in zip(limits if room[3] > 0 else limits[:3], room, strict=False):
+        if limit < 0:
             continue
-        if total <= 0:
+        if total > 0:
+            if limit * below > above * total:
+                above, below = limit, total
+        elif limit > 0:
             return _IMPOSSIBLE
-        if limit * below > above * total:
-            above, below = limit, total
     return above, below
-
-
-_GPUS = Resources._fields.index("gpus")
 
 
 def _proportional(
@@ -113,9 +111,10 @@ def _proportional(
 ) -> tuple[Resources, bool]:
     """Step 2: (limits filled up in proportion, use the whole worker for what is still open)."""
     above, below = _largest_share(limits_max, room)
-    min_above, min_below = _largest_share(limits_min, room)
-    if above >= 0 and min_above * below > above * min_below:
-        above, below = min_above, min_below
+    if limits_min != limits_max:
+        min_above, min_below = _largest_share(limits_min, room)
+        if above >= 0 and min_above * below > above * min_below:
+            above, below = min_above, min_below
     if above <= 0 or above > below:
         return limits_max, True
     # A task that names its memory or disk gets what it named, not a rounded-up share.

@@ -301,6 +301,12 @@ def test_a_full_sandbox_raises_the_minimum_of_the_category() -> None:
     assert found.sandbox_min_disk_mb == 750
 
 
+def test_where_allocations_are_learned_a_full_sandbox_counts_as_the_largest_disk_seen() -> None:
+    found = category("max")
+    assert found.on_sandbox_exhaustion(400, 2.0, NOTHING_SET) == RETRY_MAX
+    assert found.effective_min(NOTHING_SET, 1, False).disk_mb == 401
+
+
 def test_a_full_sandbox_fails_when_growth_passes_the_explicit_disk() -> None:
     assert category("fixed", disk=300).on_sandbox_exhaustion(200, 2.0, NOTHING_SET) == FAIL
     assert category("fixed", disk=400).on_sandbox_exhaustion(200, 2.0, NOTHING_SET) == RETRY_MAX
