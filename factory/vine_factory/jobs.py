@@ -71,6 +71,7 @@ class Job:
     batch_id: str = ""
     in_flight: bool = False             # the submit call has not answered
     touched_at: float = 0.0             # listings asked for before this say nothing about the job
+    seen: bool = False                  # in a listing, at least once
     running_since: float | None = None
     connected_once: bool = False
     survived: bool = False              # lived past the time in which broken workers die

@@ -101,6 +101,7 @@ def _adopt(fleet: Fleet, status: JobStatus, now: float, changes: Changes) -> Job
 
 def _apply_status(fleet: Fleet, job: Job, status: JobStatus, now: float, changes: Changes) -> None:
     clear_absence(job)
+    job.seen = True
     if status.state is BatchState.ENDED:
         if job.live:
             _end(fleet, job, status, now, changes)
@@ -134,7 +135,7 @@ def _miss(fleet: Fleet, job: Job, settles_s: float, now: float, changes: Changes
     if job.absent_since is None:
         job.absent_since = now
     job.absent_listings += 1
-    patience = max(defaults.ABSENT_S, settles_s if not job.batch_id else 0.0)
+    patience = max(defaults.ABSENT_S, 0.0 if job.seen else settles_s)  # a new job may take a while to show
     if job.absent_listings < defaults.ABSENT_LISTINGS or now - job.absent_since < patience:
         return
     reason = "never reached the batch system" if not job.batch_id else \

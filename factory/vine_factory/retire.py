@@ -25,9 +25,10 @@ class RecentHigh:
         """Add one reading at ``now`` (seconds, not before the last one)."""
         if self._start is None:
             self._start = now
-        while self._falling and self._falling[-1][1] <= wanted:
+        while self._falling and self._falling[-1][1] < wanted:
             self._falling.pop()
-        self._falling.append((now, wanted))
+        if not self._falling or self._falling[-1][1] != wanted:  # an equal one is in force since its own time
+            self._falling.append((now, wanted))
         # A value was in force until the next one: drop it only when its successor is older than the window.
         while len(self._falling) > 1 and self._falling[1][0] <= now - self.window_s:
             self._falling.popleft()

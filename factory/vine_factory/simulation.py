@@ -1,0 +1,243 @@
+"""A whole factory in memory: its core, a simulated cluster, simulated managers, a virtual clock and kill -9.
+
+Owns the stand-in for the runner. The core is the real one. Everything random comes from one seeded generator, so a
+seed is a world. Must not read a clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from taskvine_core.errors import BatchError, BatchRejected
+from taskvine_core.resources import Resources
+from vine_factory.batch.base import JobHandle, JobRequest, JobStatus, JobTag
+from vine_factory.batch.simulated import SimulatedBatch, SimulatedCluster
+from vine_factory.config import Settings
+from vine_factory.core import FactoryCore
+from vine_factory.demand import BUSY, DRAINING, IDLE, Demand, ShapeNeed, WorkerFacts
+from vine_factory.events import (
+    Accepted,
+    Action,
+    CancelJobs,
+    CancelUnclear,
+    Event,
+    Finish,
+    JobRow,
+    Note,
+    Observed,
+    Refused,
+    RetireAnswered,
+    RetireWorkers,
+    StopRequested,
+    SubmitJobs,
+    SubmitUnclear,
+    WriteJournal,
+)
+from vine_factory.readings import Known, Reading, Unknown
+
+FACTORY_ID = "sim"
+PLAIN = Resources(1, 1024, 1024, 0)
+_COIN = 0.5
+
+
+class Killed(Exception):
+    """The factory process is no more."""
+
+
+@dataclass
+class SimManager:
+    """A manager. ``need``: workers it could use at a time. ``answers`` False: it hangs or is gone."""
+
+    key: str
+    need: Callable[[float], int]
+    connect_s: float = 1.0
+    answers: bool = True
+    workers: dict[str, str] = field(default_factory=dict)      # job id -> idle, busy, draining
+    last: Known[Demand] | None = None
+
+    def demand(self, now: float) -> Demand:
+        """Its answer."""
+        workers = tuple(WorkerFacts(f"w-{job}", job, "host", state, 1.0 if state == IDLE else 0.0, int(state == BUSY),
+                                    0, 0, PLAIN) for job, state in self.workers.items())
+        need = self.need(now)
+        return Demand("m", "sim", need, 0, need, (ShapeNeed(need, None),), workers, ())
+
+
+class World:
+    """Everything of one simulation.
+
+    Args:
+        settings: one pool, served from one manager or more.
+        cluster: where jobs run; its clock is replaced by this world's.
+        managers: whom to serve.
+        rng: decides when calls hang and where the factory is killed.
+    """
+
+    def __init__(self, settings: Settings, cluster: SimulatedCluster, managers: list[SimManager],
+                 rng: random.Random) -> None:
+        self.settings = settings
+        self.cluster = cluster
+        cluster.clock = lambda: self.now
+        self.managers = {manager.key: manager for manager in managers}
+        self.rng = rng
+        self.now = 0.0
+        self.journal: dict[str, JobRow] = {}
+        self.kill_after: int | None = None      # actions until the process dies
+        self.hang_until = 0.0                   # the batch system's call in progress returns then
+        self.notes: list[str] = []
+        self.finished = False
+        self.runs = 0
+        self._calls: deque[Callable[[], None]] = deque()
+        self._listing: Reading[tuple[JobStatus, ...]] = Unknown("not asked yet", 0.0)
+        self._events: deque[Event] = deque()
+        self.core = self._start()
+
+    def _start(self) -> FactoryCore:
+        self.runs += 1
+        run, numbers = self.runs, iter(range(1, 1 << 30))
+        self._batch = SimulatedBatch(self.cluster)
+        self._calls.clear()
+        self._events.clear()
+        self._listing = Unknown("not asked yet", self.now)
+        for manager in self.managers.values():
+            manager.last = None
+        pool = self.settings.pools[0].name
+        return FactoryCore(self.settings, {pool: self._batch.settles_s}, lambda: f"{run}-{next(numbers)}",
+                           list(self.journal.values()), self.now)
+
+    def kill_and_restart(self) -> None:
+        """kill -9 now. Calls that have not begun are never made; the one in progress may still arrive."""
+        if self.hang_until > self.now and self._calls and self.rng.random() < _COIN:
+            self._calls[0]()
+        self.hang_until = self.now
+        self.kill_after = None
+        self.core = self._start()
+
+    def step(self, dt: float = 1.0) -> None:
+        """One period: the world moves on, the factory makes a pass."""
+        self.now += dt
+        self._live()
+        try:
+            self._call_batch()
+            while self._events:
+                self._handle(self._events.popleft())
+            self._handle(self._observe())
+            if not any(call == self._poll for call in self._calls):
+                self._calls.append(self._poll)
+        except Killed:
+            self.kill_and_restart()
+
+    def stop(self) -> None:
+        """Ask the factory to end."""
+        self._handle(StopRequested("test"))
+
+    # ------------------------------------------------------------------------------------------- the world
+
+    def _live(self) -> None:
+        """Workers connect, work and vanish with their jobs."""
+        live = {job.tag.intent_id: job for job in self.cluster.live()}
+        for manager in self.managers.values():
+            for job_id in [job_id for job_id in manager.workers if job_id not in live]:
+                del manager.workers[job_id]
+        connected = {job_id for manager in self.managers.values() for job_id in manager.workers}
+        up = [manager for manager in self.managers.values() if manager.answers]
+        for job_id, job in live.items():
+            if job_id not in connected and up and job.program.runtime_s is None:
+                manager = up[int(job.batch_id) % len(up)]
+                if self.now >= job.starts_at + manager.connect_s:
+                    manager.workers[job_id] = IDLE
+        for manager in up:
+            places = manager.need(self.now)
+            for job_id, state in sorted(manager.workers.items()):
+                if state != DRAINING:
+                    manager.workers[job_id] = BUSY if places > 0 else IDLE
+                    places -= 1
+
+    def _observe(self) -> Observed:
+        readings: dict[str, Reading[Demand]] = {}
+        for key, manager in self.managers.items():
+            if manager.answers:
+                manager.last = Known(manager.demand(self.now), self.now)
+                readings[key] = manager.last
+            else:
+                readings[key] = Unknown("no answer", manager.last.at if manager.last else self.now)
+        return Observed(readings, Known(len(readings), self.now), {self.settings.pools[0].name: self._listing})
+
+    # ----------------------------------------------------------------------------------------- the runner
+
+    def _handle(self, event: Event) -> None:
+        actions = self.core.handle(event, self.now)
+        self.core.check_invariants()
+        for action in actions:
+            if self.kill_after is not None:
+                self.kill_after -= 1
+                if self.kill_after <= 0:
+                    raise Killed
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        if isinstance(action, WriteJournal):
+            self.journal.update({row.intent_id: row for row in action.rows})
+            for intent_id in action.over:
+                self.journal.pop(intent_id, None)
+        elif isinstance(action, SubmitJobs):
+            assert all(intent in self.journal for intent in action.intent_ids), "submitted before it was journalled"
+            self._calls.append(lambda: self._submit(action))
+        elif isinstance(action, CancelJobs):
+            self._calls.append(lambda: self._cancel(action))
+        elif isinstance(action, RetireWorkers):
+            self._retire(action)
+        elif isinstance(action, Note):
+            self.notes.append(f"{self.now:.1f} {action.text}")
+        elif isinstance(action, Finish):
+            self.finished = True
+
+    def _call_batch(self) -> None:
+        """The batch thread: one call after the other, none while one hangs."""
+        while self._calls and self.now >= self.hang_until:
+            self._calls.popleft()()
+
+    def _tag(self, intent_id: str) -> JobTag:
+        return JobTag(FACTORY_ID, self.settings.pools[0].name, intent_id)
+
+    def _submit(self, action: SubmitJobs) -> None:
+        requests = [JobRequest(self._tag(intent), ("worker",), {}, PLAIN) for intent in action.intent_ids]
+        try:
+            results = self._batch.submit_many(requests)
+        except BatchRejected as problem:
+            self._events.append(Refused(action.pool, action.intent_ids, str(problem)))
+        except BatchError as problem:
+            self._events.append(SubmitUnclear(action.pool, action.intent_ids, str(problem)))
+        else:
+            self._events.append(Accepted(action.pool, tuple((r.intent_id, r.batch_id) for r in results)))
+
+    def _cancel(self, action: CancelJobs) -> None:
+        for manager in self.managers.values():
+            for intent_id, _ in action.jobs:
+                busy = manager.workers.get(intent_id) == BUSY
+                assert not busy or not manager.answers or self.core.stopping, f"cancelled busy worker {intent_id}"
+        try:
+            self._batch.cancel_many([JobHandle(self._tag(i), b) for i, b in action.jobs], force=action.force)
+        except BatchError as problem:
+            self._events.append(CancelUnclear(action.pool, tuple(i for i, _ in action.jobs), str(problem)))
+
+    def _poll(self) -> None:
+        try:
+            self._listing = Known(tuple(self._batch.poll_many(FACTORY_ID)), self.now)
+        except BatchError as problem:
+            self._listing = Unknown(str(problem), self.now)
+
+    def _retire(self, action: RetireWorkers) -> None:
+        manager = self.managers[action.manager]
+        if not manager.answers:
+            self._events.append(RetireAnswered(manager.key, (), {job: "no answer" for job, _ in action.workers}))
+            return
+        accepted = tuple(job for job, _ in action.workers if manager.workers.get(job) == IDLE)
+        for job in accepted:
+            manager.workers[job] = DRAINING
+            self.cluster.terminate(job, force=False)
+        refused = {job: "busy" for job, _ in action.workers if job not in accepted}
+        self._events.append(RetireAnswered(manager.key, accepted, refused))
