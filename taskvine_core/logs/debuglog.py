@@ -2,7 +2,7 @@
 
 Owns their format, and the order in which a reader can take them. Must not know files or when a fact is told.
 The published report tool ends at the first line it does not understand, hence: free text is tamed, transfer
-ids appear only when their order did, a state change is written only when it is one of those allowed, worker
+ids appear only when their order did, an object is unlinked only where it was shown, a state change is written only when it is one of those allowed, worker
 clocks that run ahead are set back.
 """
 
@@ -177,8 +177,8 @@ class DebugLines:
         head = f"{self._stamp.local}{self._vine}"
         rx = f"{head}rx from {worker.label}: "
         self.lines.append(
-            f"{rx}complete {result} {exit_code} {stdout_bytes} {stdout_bytes} {int(start * 1e6)} "
-            f"{int(max(start, end) * 1e6)} {max(0, sandbox_mb)} {task_id}\n"
+            f"{rx}complete {result} {exit_code} {stdout_bytes} {stdout_bytes} {microseconds(start)} "
+            f"{microseconds(max(start, end))} {max(0, sandbox_mb)} {task_id}\n"
             f"{head}Task {task_id}{_RUNNING_WAITING}"
             f"{rx}stdout {task_id} {stdout_bytes}\n"
             f"{head}tx to {worker.label}: kill {task_id}\n")
@@ -220,6 +220,7 @@ class DebugLines:
 
     def put(self, worker: WorkerTrack, name: str, level: int, size_bytes: int, mode: int) -> None:
         size_bytes = max(0, size_bytes)
+        worker.names.add(name)
         self._tx(worker, f"put {name} {level} {size_bytes}")
         self._tx(worker, f"file {name} {size_bytes} 0{mode or _DEFAULT_MODE:o} {int(time.time())}")
 
@@ -238,6 +239,7 @@ class DebugLines:
         if known is not None:
             order = "puturl_now"
             self._announced.add(transfer_id)
+            worker.names.add(name)
         self._tx(worker, f"{order} {source} {name} {level} {max(0, size_bytes)} 0{mode or _DEFAULT_MODE:o} "
                          f"{transfer_id}")
 
@@ -246,6 +248,7 @@ class DebugLines:
 
     def cache_update(self, worker: WorkerTrack, name: str, kind: int, level: int, size_bytes: int, wall_s: float,
                      start: float, transfer_id: int) -> None:
+        worker.names.add(name)
         self._rx(worker, f"cache-update {name} {kind} {level} {max(0, size_bytes)} {int(start)} "
                          f"{microseconds(wall_s)} {microseconds(start)} {self._known_id(transfer_id) or 'X'}")
 
@@ -256,7 +259,9 @@ class DebugLines:
 
     def unlink(self, worker: WorkerTrack, names: Sequence[str]) -> None:
         for name in names:
-            self._tx(worker, f"unlink {name}")
+            if name in worker.names:  # else it was there before this run, or never arrived
+                worker.names.discard(name)
+                self._tx(worker, f"unlink {name}")
 
     def _known_id(self, transfer_id: int) -> str:
         if transfer_id in self._announced:

@@ -17,16 +17,18 @@ class WorkerTrack:
         address: "ip:port" of its connection.
         ip: of its connection.
         label: how debug lines name it, "host (ip:port)".
+        names: objects that the debug log has shown there and not yet unlinked.
         tasks_done, busy_s: attempts ended there and the sum of their durations.
     """
 
-    __slots__ = ("address", "busy_s", "ip", "label", "tasks_done", "worker_id")
+    __slots__ = ("address", "busy_s", "ip", "label", "names", "tasks_done", "worker_id")
 
     def __init__(self, worker_id: str, hostname: str, address: str) -> None:
         self.worker_id = worker_id
         self.address = address
         self.ip = address.rpartition(":")[0]
         self.label = f"{hostname} ({address})"
+        self.names: set[str] = set()
         self.tasks_done = 0
         self.busy_s = 0.0
 
