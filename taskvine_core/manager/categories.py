@@ -331,8 +331,9 @@ class Category:
         if self.mode == VINE_ALLOCATION_MODE_FIXED:
             return RETRY_MAX
         allocated = Resources(disk_mb=allocated_disk_mb)
-        return self.on_exhaustion(request, Resources(disk_mb=allocated_disk_mb + 1), task_id=task_id,
-                                  allocated=allocated, exhausted=exhausted, largest_worker=largest_worker)
+        # How much it wanted is not known: counting what it gets next as seen makes the following attempt get it.
+        return self.on_exhaustion(request, Resources(disk_mb=grown), task_id=task_id, allocated=allocated,
+                                  exhausted=exhausted, largest_worker=largest_worker)
 
     def _had_all(self, exceeded: tuple[bool, ...], allocated: Resources, largest: Resources) -> bool:
         """Did the attempt already have as much of everything it ran out of as any worker can give?"""

@@ -301,10 +301,10 @@ def test_a_full_sandbox_raises_the_minimum_of_the_category() -> None:
     assert found.sandbox_min_disk_mb == 750
 
 
-def test_where_allocations_are_learned_a_full_sandbox_counts_as_the_largest_disk_seen() -> None:
+def test_where_allocations_are_learned_a_full_sandbox_raises_the_largest_disk_seen() -> None:
     found = category("max")
     assert found.on_sandbox_exhaustion(400, 2.0, NOTHING_SET) == RETRY_MAX
-    assert found.effective_min(NOTHING_SET, 1, False).disk_mb == 401
+    assert found.effective_min(NOTHING_SET, 1, False).disk_mb == 800
 
 
 def test_a_full_sandbox_fails_when_growth_passes_the_explicit_disk() -> None:
@@ -321,16 +321,22 @@ def test_a_task_with_explicit_disk_does_not_get_the_sandbox_minimum() -> None:
     assert found.effective_min(Resources(disk_mb=100), 1, False).disk_mb == 100
 
 
+@pytest.mark.parametrize("label_max", [False, True])
 @pytest.mark.parametrize("mode", ["fixed", *AUTOMATIC, "greedy bucketing"])
-def test_an_insatiable_sandbox_fails_when_no_worker_has_more(mode: str) -> None:
+def test_an_insatiable_sandbox_fails_when_no_worker_has_more(mode: str, label_max: bool) -> None:
     found = category(mode)
     had_mb, exhausted = 100, False
     for _ in range(12):
         if found.on_sandbox_exhaustion(had_mb, 2.0, NOTHING_SET, task_id=1, exhausted=exhausted,
                                        largest_worker=WORKER) == FAIL:
             break
-        exhausted = True
-        had_mb = allocation(found, 1, exhausted).disk_mb
+        exhausted = label_max
+        # A third of the disk is cache: no attempt reaches the limit by its share alone.
+        had_mb = allocate(NOTHING_SET, found.effective_max(NOTHING_SET, 1, exhausted, WORKER),
+                          found.effective_min(NOTHING_SET, 1, exhausted, WORKER), WORKER, WORKER.disk_mb * 2 // 3,
+                          tuning=tuned()).disk_mb
+    else:
+        pytest.fail("still tried again")
     assert had_mb >= WORKER.disk_mb * 3 // 4
 
 
