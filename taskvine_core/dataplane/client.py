@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taskvine_core.dataplane.channel import Address, Cancel, Cancelled, Channel, Tls, connect, never
+from taskvine_core.dataplane.channel import Address, Cancel, Cancelled, Channel, Tls, never
+from taskvine_core.dataplane.connect import connect
 from taskvine_core.dataplane.messages import (
     ACK_DISK_FULL,
     ACK_GO,
@@ -26,7 +27,7 @@ from taskvine_core.dataplane.messages import (
 )
 from taskvine_core.dataplane.objects import ObjectInfo
 from taskvine_core.dataplane.receive import discard, receive_object, store_inline
-from taskvine_core.dataplane.send import StreamSender, open_outgoing
+from taskvine_core.dataplane.send import Outgoing, StreamSender, open_outgoing
 from taskvine_core.errors import DiskFullError, IntegrityError, ProtocolError, SourceError, TransferError
 
 #: Names asked for ahead: enough that the server never waits for a request, few enough that requests always fit in
@@ -70,33 +71,39 @@ def fetch(address: Address, names: Sequence[str], dest: Callable[[str], Path], *
     wishes = _Wishes(dest, expected, sizes, room)
     done = fruitless = 0
     while done < len(names):
-        channel: Channel | None = None
         error: TransferError | None = None
-        useful = False
+        useful = lost = False
         try:
             channel = connect(address, secret=secret, timeout_s=timeout_s, tls=tls, cancel=cancel)
-            answers = _answers(channel, names[done:])
-            for name, answer in answers:
-                result = wishes.settle(channel, name, answer)
-                useful = useful or result.error is None
-                done += 1
-                error = result.error
-                yield result
-                if channel.mid_object:
-                    break
         except TransferError as failure:
-            error = failure
-            if channel is not None and not isinstance(failure, Cancelled):
-                yield FetchResult(names[done], None, failure)
+            error, lost = failure, True
+        else:
+            for result in _converse(channel, names[done:], wishes):
+                error = result.error
+                useful = useful or error is None
                 done += 1
-        finally:
-            if channel is not None:
-                channel.close()
+                yield result
         fruitless = fruitless + 1 if isinstance(error, SourceError) and not useful else 0
-        if channel is None or isinstance(error, Cancelled) or fruitless >= MAX_FRUITLESS_CONNECTIONS:
+        if lost or isinstance(error, Cancelled) or fruitless >= MAX_FRUITLESS_CONNECTIONS:
             for name in names[done:]:
                 yield FetchResult(name, None, error)
             return
+
+
+def _converse(channel: Channel, names: Sequence[str], wishes: _Wishes) -> Iterator[FetchResult]:
+    """Results over one connection, until all names are done or the connection is of no use; closes it."""
+    done = 0
+    try:
+        for name, answer in _answers(channel, names):
+            result = wishes.settle(channel, name, answer)
+            done += 1
+            yield result
+            if channel.mid_object:
+                return
+    except TransferError as failure:
+        yield FetchResult(names[done], None, failure)
+    finally:
+        channel.close()
 
 
 def _answers(channel: Channel, names: Sequence[str]) -> Iterator[tuple[str, object]]:
@@ -195,16 +202,20 @@ def upload(address: Address, transfer_id: int, name: str, path: Path, *, secret:
     try:
         channel = connect(address, secret=secret, timeout_s=timeout_s, tls=tls, cancel=cancel)
         try:
-            channel.send(DataPut(transfer_id, name), outgoing.header(name))
-            _check_ack(channel, channel.expect_message(), ACK_GO)
-            _send_watching(channel, StreamSender(channel, outgoing, lambda: _check_early(channel)), name)
-            _check_ack(channel, channel.expect_message(), ACK_OK)
+            _put(channel, outgoing, transfer_id, name)
         except ProtocolError as error:
             raise SourceError(f"{channel.peer}: {error}") from error
         finally:
             channel.close()
     finally:
         outgoing.close()
+
+
+def _put(channel: Channel, outgoing: Outgoing, transfer_id: int, name: str) -> None:
+    channel.send(DataPut(transfer_id, name), outgoing.header(name))
+    _check_ack(channel, channel.expect_message(), ACK_GO)
+    _send_watching(channel, StreamSender(channel, outgoing, lambda: _check_early(channel)), name)
+    _check_ack(channel, channel.expect_message(), ACK_OK)
 
 
 def _send_watching(channel: Channel, sender: StreamSender, name: str) -> None:

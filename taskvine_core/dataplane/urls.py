@@ -34,14 +34,8 @@ from taskvine_core.dataplane.objects import (
     stat_object,
     stream_pieces,
 )
-from taskvine_core.dataplane.receive import (
-    NEW_FILE_FLAGS,
-    TreeWriter,
-    discard,
-    disk_error,
-    require_absent,
-    write_all,
-)
+from taskvine_core.dataplane.receive import discard, disk_error, require_absent
+from taskvine_core.dataplane.tree import NEW_FILE_FLAGS, TreeWriter, write_all
 from taskvine_core.errors import DiskFullError, IntegrityError, SecurityError, SourceError, TransferError, VineError
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ import pytest
 from test_dataplane_support import HOST, SECRET, TIMEOUT_S, Rig, fetch_into, scripted_server, wait_until
 
 from taskvine_core.dataplane import acceptor
-from taskvine_core.dataplane.channel import Cancelled, Channel, connect
+from taskvine_core.dataplane.channel import Cancelled, Channel
 from taskvine_core.dataplane.client import upload
+from taskvine_core.dataplane.connect import connect
 from taskvine_core.dataplane.messages import (
     ACK_GO,
     DataAck,

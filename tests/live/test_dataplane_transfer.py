@@ -13,11 +13,13 @@ import pytest
 from test_dataplane_support import HOST, SECRET, TIMEOUT_S, Rig, fetch_into, wait_until
 
 from taskvine_core import tls as tls_module
-from taskvine_core.dataplane.channel import Tls, connect
+from taskvine_core.dataplane.channel import Tls
 from taskvine_core.dataplane.client import upload
+from taskvine_core.dataplane.connect import connect
 from taskvine_core.dataplane.messages import DataGet, ObjectInline
 from taskvine_core.dataplane.objects import hash_object
-from taskvine_core.dataplane.receive import SPLICE_BYTES, THREADED_HASH_BYTES
+from taskvine_core.dataplane.receive import THREADED_HASH_BYTES
+from taskvine_core.dataplane.segments import SPLICE_BYTES
 from taskvine_core.errors import ConfigError
 from taskvine_core.protocol.session import Session
 

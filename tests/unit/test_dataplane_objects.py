@@ -20,7 +20,8 @@ from taskvine_core.dataplane.objects import (
     hash_object,
     remove_object,
 )
-from taskvine_core.dataplane.receive import TreeWriter, disk_error, write_all
+from taskvine_core.dataplane.receive import disk_error
+from taskvine_core.dataplane.tree import TreeWriter, write_all
 from taskvine_core.errors import DiskFullError, IntegrityError, SecurityError, SourceError
 
 
