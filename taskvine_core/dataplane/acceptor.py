@@ -8,14 +8,14 @@ know objects; an authenticated connection is handed on and forgotten.
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
 
-from taskvine_core.dataplane.channel import HANDSHAKE_TIMEOUT_S, NONCE_BYTES, Tls, tune
+from taskvine_core.dataplane.channel import HANDSHAKE_TIMEOUT_S, NONCE_BYTES, Tls, tune, wanted_events
 from taskvine_core.errors import ConfigError, ProtocolError, SecurityError
 from taskvine_core.protocol.session import Session
 
@@ -154,8 +154,8 @@ class Acceptor:
     def _advance(self, stranger: _Stranger) -> None:
         try:
             while True:
-                if not stranger.encrypted and isinstance(stranger.sock, ssl.SSLSocket):
-                    stranger.sock.do_handshake()
+                if not stranger.encrypted:
+                    stranger.sock.do_handshake()  # type: ignore[attr-defined]
                     stranger.encrypted = True
                 data = stranger.sock.recv(_READ_BYTES)
                 if not data:
@@ -168,11 +168,14 @@ class Acceptor:
                 if stranger.session.established:
                     self._hand_on(stranger, list(messages))
                     return
-        except (BlockingIOError, ssl.SSLWantReadError):
-            self._selector.modify(stranger.sock, selectors.EVENT_READ, stranger)
-        except ssl.SSLWantWriteError:
-            self._selector.modify(stranger.sock, selectors.EVENT_WRITE, stranger)
-        except (OSError, SecurityError, ProtocolError) as error:
+        except OSError as error:
+            events = wanted_events(error, select.POLLIN)
+            if events:
+                wanted = selectors.EVENT_READ if events == select.POLLIN else selectors.EVENT_WRITE
+                self._selector.modify(stranger.sock, wanted, stranger)
+            else:
+                self._drop(stranger, str(error))
+        except (SecurityError, ProtocolError) as error:
             self._drop(stranger, str(error))
 
     def _hand_on(self, stranger: _Stranger, messages: list[object]) -> None:

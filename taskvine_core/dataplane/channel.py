@@ -13,15 +13,17 @@ from __future__ import annotations
 import os
 import select
 import socket
-import ssl
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from taskvine_core.errors import HandshakeError, SourceError, TransferError
 from taskvine_core.protocol.session import Session
+
+if TYPE_CHECKING:
+    import ssl  # 10 ms and 3 MB that most workers never need
 
 #: How often a waiting call looks whether it was cancelled.
 POLL_S = 0.25
@@ -85,7 +87,7 @@ class Channel:
         self._poll = select.poll()
         self._messages: deque[object] = deque()
         self._spare = memoryview(b"")
-        self._plain = not isinstance(sock, ssl.SSLSocket)
+        self._plain = not is_tls(sock)
         self._fill_flag = socket.MSG_WAITALL if self._plain else 0
         #: True while a stream is under way: the connection can carry nothing else before its trailer.
         self.mid_object = False
@@ -173,10 +175,8 @@ class Channel:
         while view:
             try:
                 count = self.sock.send(view)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                self._wait(direction(error, select.POLLOUT), window)
             except OSError as error:
-                self._lost(error)
+                self._wait(self._blocked(error, select.POLLOUT), window)
             else:
                 window.moved += count
                 view = view[count:]
@@ -192,12 +192,10 @@ class Channel:
             wanted = min(most, count - done)
             try:
                 moved = os.sendfile(out, fd, offset + done, wanted)
-            except BlockingIOError:
-                most = SENDFILE_SLOW_BYTES
-                self._wait(select.POLLOUT, window)
-                continue
             except OSError as error:
-                self._lost(error)
+                most = SENDFILE_SLOW_BYTES
+                self._wait(self._blocked(error, select.POLLOUT), window)
+                continue
             if moved == 0:
                 break
             window.moved += moved
@@ -226,11 +224,9 @@ class Channel:
         while done < len(view):
             try:
                 count = self.sock.recv_into(view[done:], 0, self._fill_flag)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                self._wait(direction(error, select.POLLIN), window)
-                continue
             except OSError as error:
-                self._lost(error)
+                self._wait(self._blocked(error, select.POLLIN), window)
+                continue
             if count == 0:
                 raise SourceError(f"{self.peer} closed the connection in the middle of an object")
             window.moved += count
@@ -258,11 +254,9 @@ class Channel:
         while True:
             try:
                 moved = os.splice(self.sock.fileno(), pipe, count, flags=_SPLICE_F_MOVE)
-            except BlockingIOError:
-                self._wait(select.POLLIN, window)
-                continue
             except OSError as error:
-                self._lost(error)
+                self._wait(self._blocked(error, select.POLLIN), window)
+                continue
             if moved == 0:
                 raise SourceError(f"{self.peer} closed the connection in the middle of an object")
             return moved
@@ -295,10 +289,8 @@ class Channel:
         while True:
             try:
                 return self.sock.recv(MESSAGE_READ_BYTES)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                events = direction(error, select.POLLIN)
             except OSError as error:
-                self._lost(error)
+                events = self._blocked(error, select.POLLIN)
             self.check_cancelled()
             if time.monotonic() > deadline:
                 raise SourceError(f"{self.peer} was silent for too long",
@@ -314,10 +306,14 @@ class Channel:
             self._ready(events, POLL_S)
 
     def _ready(self, events: int, wait_s: float) -> bool:
-        if not self._plain and isinstance(self.sock, ssl.SSLSocket) and events & select.POLLIN and self.sock.pending():
-            return True
+        if not self._plain and events & select.POLLIN and self.sock.pending():  # type: ignore[attr-defined]
+            return True  # decrypted already, so the kernel has nothing to tell
         self._poll.register(self.sock.fileno(), events)
         return bool(self._poll.poll(wait_s * 1000))
+
+    def _blocked(self, error: OSError, otherwise: int) -> int:
+        """What to wait for after a failed call; SourceError when it did not fail for want of waiting."""
+        return wanted_events(error, otherwise) or self._lost(error)
 
     def _lost(self, error: OSError) -> NoReturn:
         raise SourceError(f"connection with {self.peer} was lost: {error.strerror or error}") from error
@@ -341,13 +337,21 @@ class _Window:
         self.start, self.moved = now, 0
 
 
-def direction(error: OSError, otherwise: int) -> int:
-    """What a TLS socket has to wait for, which need not be the direction asked for."""
-    if isinstance(error, ssl.SSLWantReadError):
-        return select.POLLIN
-    if isinstance(error, ssl.SSLWantWriteError):
-        return select.POLLOUT
-    return otherwise
+def is_tls(sock: socket.socket) -> bool:
+    """Is it an ssl.SSLSocket? Asked without importing ssl."""
+    return hasattr(sock, "do_handshake")
+
+
+def wanted_events(error: OSError, otherwise: int) -> int:
+    """What to poll for after a call that would block, 0 when ``error`` is something else.
+
+    A TLS socket may have to wait for another direction than the one it was asked for. Its errors are recognised by
+    name: ssl is not imported for plain connections.
+    """
+    if isinstance(error, BlockingIOError):
+        return otherwise
+    name = type(error).__name__
+    return select.POLLIN if name == "SSLWantReadError" else select.POLLOUT if name == "SSLWantWriteError" else 0
 
 
 def tune(sock: socket.socket) -> None:

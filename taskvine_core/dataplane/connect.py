@@ -9,8 +9,8 @@ import hashlib
 import os
 import select
 import socket
-import ssl
 import time
+from typing import TYPE_CHECKING
 
 from taskvine_core.dataplane.channel import (
     HANDSHAKE_TIMEOUT_S,
@@ -21,11 +21,14 @@ from taskvine_core.dataplane.channel import (
     Cancelled,
     Channel,
     Tls,
-    direction,
     tune,
+    wanted_events,
 )
 from taskvine_core.errors import RemoteProtocolError, SecurityError, SourceError
 from taskvine_core.protocol.session import Session
+
+if TYPE_CHECKING:
+    import ssl
 
 
 def connect(address: Address, *, secret: bytes, timeout_s: float, tls: Tls | None, cancel: Cancel) -> Channel:
@@ -113,11 +116,12 @@ def _shake_tls(wrapped: ssl.SSLSocket, peer: str, deadline: float, cancel: Cance
         try:
             wrapped.do_handshake()
             return
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-            poll.register(wrapped.fileno(), direction(error, select.POLLIN))
-            poll.poll(POLL_S * 1000)
         except OSError as error:
-            raise SourceError(f"TLS handshake with {peer} failed: {error}") from error
+            events = wanted_events(error, 0)
+            if not events:
+                raise SourceError(f"TLS handshake with {peer} failed: {error}") from error
+            poll.register(wrapped.fileno(), events)
+            poll.poll(POLL_S * 1000)
         if cancel():
             raise Cancelled(f"transfer with {peer} was cancelled during the TLS handshake")
         if time.monotonic() > deadline:
