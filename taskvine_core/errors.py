@@ -8,6 +8,7 @@ Owns every exception class this project raises on purpose. Must not import anyth
     ├── UsageTypeError         an argument of the wrong type                           (also TypeError)
     ├── UsageNameError         a name nobody knows where the published API says so     (also AttributeError)
     ├── StartError             the manager could not be created
+    ├── FactoryStartError      the factory program ended at once                       (also RuntimeError)
     ├── SecurityError          wrong key, unsafe name, unsafe path
     │   └── HandshakeError     the peer could not prove that it knows the secret
     ├── ProtocolError          (never raised itself)
@@ -62,6 +63,10 @@ class UsageNameError(VineError, AttributeError):
 
 class StartError(VineError):
     """The manager could not be created: port in use, directory not writable, key file unusable."""
+
+
+class FactoryStartError(VineError, RuntimeError):
+    """The factory program ended right after it was started. Text has its last words."""
 
 
 class SecurityError(VineError):

@@ -22,6 +22,11 @@ _LETTERS = {"manager-name": ("-M", "-N", "--master-name"), "min-workers": ("-w",
             "batch-type": ("-T", "--batch"),
             "max-workers": ("-W", "--max"), "timeout": ("-t",), "password": ("-P",), "scratch-dir": ("-S",),
             "worker-extra-options": ("-E", "--extra-options")}
+_IGNORED: tuple[tuple[tuple[str, ...], bool], ...] = (
+    (("-d", "--debug"), True), (("-o", "--debug-file"), True), (("-O", "--debug-file-size"), True),
+    (("--catalog",), True), (("-F", "--foremen-name"), True), (("--tasks-per-worker",), True),
+    (("-c", "--capacity"), False), (("--autosize",), False), (("--condor-requirements",), True),
+    (("--disable-afs-check",), False), (("--tls-sni",), True))
 _MAX_PORT = 65535
 
 
@@ -73,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
                     "managers are served.", epilog="sub-commands: " + ", ".join(sorted(COMMANDS)))
     parser.add_argument("manager", nargs="*", metavar="host port")
     parser.add_argument("-C", "--config-file", help="JSON configuration, re-read when it changes")
+    ignored = parser.add_argument_group("accepted for compatibility, without effect")
+    for names, with_value in _IGNORED:
+        ignored.add_argument(*names, action="store" if with_value else "store_true", help=argparse.SUPPRESS)
     for key, option in OPTIONS.items():
         flags = [*_LETTERS.get(key, ()), f"--{key}"]
         if option.kind == "flag":

@@ -137,8 +137,8 @@ class FactoryCore:
     def _tell_changes(self, changes: Changes) -> list[Action]:
         notes: list[Action] = []
         for view in changes.managers_found:
-            project = view.last.project if view.last else ""
-            notes.append(self._note("manager", f"manager {view.key} answers ({project})", manager=view.key))
+            project = f" ({view.last.project})" if view.last and view.last.project else ""
+            notes.append(self._note("manager", f"manager {view.key} answers{project}", manager=view.key))
         for view in changes.managers_lost:
             notes.append(self._note("manager", f"manager {view.key} does not answer ({view.why_gone}); its workers "
                                     f"are left alone for {self.settings.manager_gone_s:g} s", manager=view.key))
@@ -195,7 +195,7 @@ class FactoryCore:
 
     def _tell_decision(self, decision: explain.Decision) -> list[Action]:
         binding = decision.binding()
-        key = (decision.target, decision.wanted, binding.limit if binding else "")
+        key = (decision.target, binding.limit if binding else "")
         if self._said.get(decision.pool) == key:
             return []
         self._said[decision.pool] = key

@@ -11,8 +11,10 @@ MIN_PASS_GAP_S = 0.1
 """Two passes are at least so far apart, so that a burst of changed readings costs one pass, not one each."""
 STOP_PERIOD_S = 0.2
 """Pass period while ending: somebody waits at the terminal."""
-DISCOVERY_PERIOD_S = 2.0
-"""How often advertisements are looked up: less than half the advertising interval, a directory listing each."""
+DISCOVERY_PERIOD_S = 1.0
+"""How often advertisements are looked up: a directory listing each, and somebody waits for the first worker."""
+PARENT_CHECK_S = 1.0
+"""How often the parent process is looked for, however long the period."""
 READING_STALE_PERIODS = 5
 """A reading not renewed for so many periods is Unknown: one or two late answers are ordinary."""
 READING_STALE_MIN_S = 10.0

@@ -138,9 +138,10 @@ class Runner:
             if now >= due and self._inbox.empty():
                 return
             try:
-                item = self._inbox.get(timeout=max(0.0, due - now))
+                item = self._inbox.get(timeout=min(defaults.PARENT_CHECK_S, max(0.0, due - now)))
             except queue.Empty:
-                return
+                self._check_parent()
+                continue
             if callable(item):
                 item()
             else:
