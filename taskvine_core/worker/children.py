@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from taskvine_core.errors import SandboxError
@@ -54,10 +55,8 @@ class Children:
         self._mine: set[int] = set()
         self._session = os.getsid(0)
         self._children_fd = -1
-        try:
+        with suppress(OSError):     # old kernel: all of /proc is read instead
             self._children_fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            pass                # old kernel: sweep() reads all of /proc instead
 
     def start(self, argv: list[str], cwd: str, env: Mapping[str, str], stdout_fd: int,
               keep: tuple[int, ...] = ()) -> int:
@@ -95,10 +94,8 @@ class Children:
     @staticmethod
     def kill_group(pid: int) -> None:
         """SIGKILL a whole process group; no error when it is already gone."""
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
 
     def reap(self) -> list[Ended]:
         """Every child that has ended, killed with its group; those nobody started here are reaped and left out."""

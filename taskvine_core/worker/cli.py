@@ -5,9 +5,9 @@ Owns the wiring of the parts. Must not decide anything at run time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import random
 import signal
 import socket
 import sys
@@ -34,10 +34,8 @@ VERSION = "0.1.0"
 
 def say(text: str) -> None:
     """One line for whoever reads the worker's output; a closed pipe is no reason to die."""
-    try:
+    with contextlib.suppress(OSError):
         print(text, flush=True)
-    except OSError:
-        pass
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +94,7 @@ def _build(options: Options, workspace: Workspace, parent_pid: int) -> Runner:
     hello = _hello(options, worker_id, total, models, end_time, _listen(options, jobs))
     base = base_environment(os.environ, f"{workspace.path}/temp")
     settings = RunnerSettings(secret, hello, base, options.task_wrapper, parent_pid)
-    finder = Finder(options, random.Random())
+    finder = Finder(options)
     return Runner(core, settings, workspace.path, store, jobs, mailbox, finder, clock, say)
 
 

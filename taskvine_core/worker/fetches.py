@@ -27,6 +27,7 @@ class FetchQueue:
         self._source_of: dict[int, tuple[int, str]] = {}
         self.jobs: dict[int, set[int]] = {}
         self._job_of: dict[int, int] = {}
+        self._unwanted: set[int] = set()
         self._next_job = 1
 
     @property
@@ -71,7 +72,7 @@ class FetchQueue:
         return StartFetch(job, source[0], source[1], timeout_s, tuple(items))
 
     def drop(self, serial: int) -> int | None:
-        """Forget a fetch. Returns the job to cancel, or None when there is none or others still need it."""
+        """A fetch is no longer wanted. Returns the job to cancel, or None when others still want something of it."""
         source = self._source_of.pop(serial, None)
         if source is not None:
             orders = self._waiting[source]
@@ -79,25 +80,29 @@ class FetchQueue:
             if not orders:
                 del self._waiting[source]
             return None
-        return self.reported(serial)
+        job = self._job_of.get(serial)
+        if job is None:
+            return None
+        self._unwanted.add(serial)
+        return job if self.jobs[job] <= self._unwanted else None
 
     def waits(self, serial: int) -> bool:
         """True when no job has taken it yet."""
         return serial in self._source_of
 
-    def reported(self, serial: int) -> int | None:
-        """The result of ``serial`` is known or unwanted. Returns its job when nothing else of it is wanted."""
+    def reported(self, serial: int) -> None:
+        """The result of ``serial`` is known."""
         job = self._job_of.pop(serial, None)
-        if job is None or job not in self.jobs:
-            return None
-        self.jobs[job].discard(serial)
-        return None if self.jobs[job] else job
+        if job is not None:
+            self.jobs[job].discard(serial)
+            self._unwanted.discard(serial)
 
     def ended(self, job: int) -> set[int]:
         """The job is over; returns serials it never reported."""
         left = self.jobs.pop(job, set())
         for serial in left:
-            self._job_of.pop(serial, None)
+            del self._job_of[serial]
+            self._unwanted.discard(serial)
         return left
 
     def check_invariants(self) -> None:

@@ -5,13 +5,13 @@ Owns the list of candidates: given addresses, or whatever advertises a matching 
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvine_core.errors import ConfigError, DiscoveryError
 from taskvine_core.worker.options import Options
 
 if TYPE_CHECKING:
+    import random
     import ssl
 
     from taskvine_core.dataplane.channel import Tls
@@ -33,10 +33,10 @@ class Finder:
 
     Args:
         options: fixed addresses, or a name.
-        rng: order among managers of one priority.
+        rng: order among managers of one priority; None = a fresh one.
     """
 
-    def __init__(self, options: Options, rng: random.Random) -> None:
+    def __init__(self, options: Options, rng: random.Random | None = None) -> None:
         self._options = options
         self._rng = rng
         self._queue: list[Target] = [Target(*address) for address in options.addresses]
@@ -68,6 +68,10 @@ class Finder:
 
         self._queried_at = now
         records = find_managers(self._options.manager_name)
+        if self._rng is None:
+            import random
+
+            self._rng = random.Random()
         self._rng.shuffle(records)
         records.sort(key=lambda record: -record.priority)
         self._queue = [Target(address, record.port, record.ssl_fingerprint)

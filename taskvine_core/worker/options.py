@@ -213,7 +213,8 @@ def _take_option(word: str, todo: list[str], values: dict[str, Any]) -> None:
         from difflib import get_close_matches
 
         near = get_close_matches(name, _BY_NAME, 1)
-        raise ConfigError(f"option {name} is not known", hint=f"did you mean {near[0]}?" if near else "see vine_worker -h")
+        raise ConfigError(f"option {name} is not known",
+                          hint=f"did you mean {near[0]}?" if near else "see vine_worker -h")
     if option.parse is None:
         if equals:
             raise ConfigError(f"option {name} takes no value")

@@ -6,6 +6,7 @@ through ``drain`` after the wake-up descriptor became readable.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -27,10 +28,8 @@ class Mailbox:
 
     def drain(self) -> list[Any]:
         """Everything posted so far; called in the loop."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
-        except BlockingIOError:
-            pass
         items = []
         while self._items:
             items.append(self._items.popleft())

@@ -11,6 +11,9 @@ Requests on the socket: 4 bytes length (little endian), then a marshalled tuple,
 ``("kill", id)``. Answers: REPLY structs (kind, id, pid or exit code, cpu microseconds, peak memory KB).
 """
 
+from __future__ import annotations
+
+import contextlib
 import marshal
 import os
 import select
@@ -19,6 +22,12 @@ import socket
 import struct
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable  # noqa: UP035
+
+    Request = dict[str, Any]
+
 REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
 LENGTH = struct.Struct("<I")
@@ -26,7 +35,7 @@ PR_SET_PDEATHSIG = 1
 STDOUT_NAME = ".taskvine.stdout"
 
 
-def load_cloudpickle(fallback):
+def load_cloudpickle(fallback: str) -> Any:
     """Import cloudpickle from the interpreter's own packages, else from where the worker has it."""
     try:
         import cloudpickle
@@ -39,7 +48,7 @@ def load_cloudpickle(fallback):
     return cloudpickle
 
 
-def call(request, cloudpickle):
+def call(request: Request, cloudpickle: Any) -> None:
     """Run one task's function in this process; returns the exit code. The result goes to ``request["result"]``."""
     with open(request["function"], "rb") as file:
         function = cloudpickle.load(file)
@@ -62,7 +71,7 @@ def call(request, cloudpickle):
             view = view[file.write(view):]
 
 
-def guarded(request, cloudpickle):
+def guarded(request: Request, cloudpickle: Any) -> int:
     """``call`` with what an interpreter does around a script: tracebacks, SystemExit, exit handlers."""
     code = 0
     try:
@@ -82,7 +91,7 @@ def guarded(request, cloudpickle):
     return code
 
 
-def finish():
+def finish() -> None:
     """Wait for threads, run exit handlers, write what is buffered."""
     try:
         if "threading" in sys.modules:
@@ -95,27 +104,25 @@ def finish():
 
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
 
 
 class Server:
     """The warm interpreter: reads requests, forks, waits, answers."""
 
-    def __init__(self, link, cloudpickle):
+    def __init__(self, link: socket.socket, cloudpickle: Any) -> None:
         self.link = link
         self.cloudpickle = cloudpickle
-        self.pids = {}          # id -> pid
-        self.ids = {}           # pid -> id
+        self.pids: dict[int, int] = {}          # id -> pid
+        self.ids: dict[int, int] = {}           # pid -> id
         self.buffer = bytearray()
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.prctl = load_prctl()
 
-    def run(self):
+    def run(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         poll = select.poll()
@@ -129,10 +136,10 @@ class Server:
                 elif not self.read():
                     return
 
-    def answer(self, kind, number, value, cpu_us=0, rss_kb=0):
+    def answer(self, kind: int, number: int, value: int, cpu_us: int = 0, rss_kb: int = 0) -> None:
         self.link.sendall(REPLY.pack(kind, number, value, cpu_us, rss_kb))
 
-    def read(self):
+    def read(self) -> bool:
         """Take requests; False when the worker is gone."""
         data = self.link.recv(1 << 20)
         if not data:
@@ -150,7 +157,7 @@ class Server:
                 kill_group(self.pids[request[1]])
         return True
 
-    def fork(self, number, request):
+    def fork(self, number: int, request: Request) -> None:
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -164,25 +171,21 @@ class Server:
                 code = guarded(request, self.cloudpickle)
             finally:
                 os._exit(code)
-        try:
-            os.setpgid(pid, pid)        # so that a kill that comes at once finds the group
-        except OSError:
-            pass                        # it already has made its own session
+        with contextlib.suppress(OSError):  # it may have made its own session already
+            os.setpgid(pid, pid)            # so that a kill that comes at once finds the group
         self.pids[number] = pid
         self.ids[pid] = number
         self.answer(STARTED, number, pid)
 
-    def become_task(self, parent, request):
+    def become_task(self, parent: int, request: Request) -> None:
         """In the child: own session, no descriptor of the server, the task's directory, streams and environment."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        try:
+        with contextlib.suppress(OSError):  # the parent was quicker and made us a group leader
             os.setsid()
-        except OSError:
-            pass                        # the parent was quicker and made us a group leader
         self.link.close()
         os.close(self.wake_read)
         os.close(self.wake_write)
@@ -197,13 +200,11 @@ class Server:
         os.environ.update(environment)
         sys.path.insert(0, sandbox)
         if "tempfile" in sys.modules:
-            sys.modules["tempfile"].tempdir = None
+            sys.modules["tempfile"].__dict__["tempdir"] = None
 
-    def reap(self):
-        try:
+    def reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
             os.read(self.wake_read, 4096)
-        except BlockingIOError:
-            pass
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -222,14 +223,12 @@ class Server:
             self.answer(ENDED, number, code, int((usage.ru_utime + usage.ru_stime) * 1e6), usage.ru_maxrss)
 
 
-def kill_group(pid):
-    try:
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
-def load_prctl():
+def load_prctl() -> Callable[[int, int], Any]:
     try:
         import ctypes
 
@@ -239,7 +238,7 @@ def load_prctl():
     return lambda option, value: prctl(option, int(value), 0, 0, 0)
 
 
-def serve(fd, fallback):
+def serve(fd: int, fallback: str) -> None:
     import gc
     import traceback  # noqa: F401  (loaded once here instead of in every failing task)
 
@@ -252,7 +251,7 @@ def serve(fd, fallback):
     Server(link, cloudpickle).run()
 
 
-def once(path, fallback):
+def once(path: str, fallback: str) -> int:
     import base64
     import json
 
@@ -263,7 +262,7 @@ def once(path, fallback):
     return guarded(request, load_cloudpickle(fallback))
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del sys.path[0]                     # the directory of this file is nobody's business
     mode, what, fallback = argv[1], argv[2], argv[3]
     sys.argv = [""]

@@ -6,6 +6,7 @@ one epoll set: the control connection, SIGCHLD's pipe, the mailbox of the thread
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -179,10 +180,8 @@ class Runner:
 
     def _on_wake(self) -> None:
         """A signal came: which one does not matter, everything is looked at."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, WAKE_BYTES)
-        except BlockingIOError:
-            pass
         while self._signals:
             self._events.append(e.Terminate("sigterm", self._signals.popleft() == signal.SIGINT))
         if self._settings.parent_pid and os.getppid() != self._settings.parent_pid:
@@ -332,7 +331,6 @@ class Runner:
         env = task_environment(self._settings.base_env, spec, action.allocation, action.gpus, box.path)
         command = spec.command
         if spec.kind == KIND_PYTHON:
-            box.reusable = False
             if not (spec.interpreter or spec.command or self._settings.task_wrapper):
                 interpreter = self._warm.submit(action.run, spec, box.path, env, self._store.path_of)
                 return Active(box, 0, interpreter, action)
@@ -523,5 +521,6 @@ def _in_brief(message: Message, why: str) -> Message:
     if isinstance(message, m.CacheOffer):
         return m.CacheOffer(message.entries[:len(message.entries) // 16])
     if isinstance(message, m.TaskDone):
-        return message._replace(result=VINE_RESULT_FORSAKEN, exit_code=-1, outputs=(), stdout=b"", missing=(), error=why)
+        return message._replace(result=VINE_RESULT_FORSAKEN, exit_code=-1, outputs=(), missing=(), stdout=b"",
+                                error=why)
     raise LinkLost(f"a message cannot be sent: {why}")

@@ -16,9 +16,31 @@ from taskvine_core.worker.machines import KILLED, QUEUED, RUN_TABLE, STARTING, s
 class Run:
     """One execution. A mini-task has ``task_id`` -1 and ``makes`` the object's name."""
 
-    __slots__ = ("allocation", "attempt", "disk_asked_at", "disk_mb", "ended_at", "error", "exit_code", "gpus", "holds",
-                 "makes", "memory_mb", "missing_inputs", "number", "outputs", "processes", "result", "serial", "spec",
-                 "started_at", "state", "task_id", "watched", "cpu_s")
+    __slots__ = (
+        "allocation",
+        "attempt",
+        "cpu_s",
+        "disk_asked_at",
+        "disk_mb",
+        "ended_at",
+        "error",
+        "exit_code",
+        "gpus",
+        "holds",
+        "makes",
+        "memory_mb",
+        "missing_inputs",
+        "number",
+        "outputs",
+        "processes",
+        "result",
+        "serial",
+        "spec",
+        "started_at",
+        "state",
+        "task_id",
+        "watched",
+    )
 
     def __init__(self, number: int, task_id: int, attempt: int, spec: TaskSpec, allocation: Resources,
                  gpus: tuple[str, ...], outputs: tuple[OutputOrder, ...], makes: str = "", serial: int = 0) -> None:
@@ -128,7 +150,7 @@ class RunTable:
             if not run.holds or run.number not in self.runs or run.state == QUEUED:
                 raise StateError(f"run {run.number} holds an allocation in state {run.state}", hint="a defect")
         if in_use != self.in_use or not in_use.fits_in(self.total):
-            raise StateError(f"allocations {self.in_use} do not add up to {in_use} within {self.total}", hint="a defect")
+            raise StateError(f"allocations {self.in_use} are not {in_use} within {self.total}", hint="a defect")
         for run in self.runs.values():
             if run.state in (STARTING,) and not run.holds:
                 raise StateError(f"run {run.number} is {run.state} without its allocation", hint="a defect")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from taskvine_core.constants import VINE_MOUNT_MKDIR, VINE_MOUNT_SYMLINK
 from taskvine_core.dataplane.objects import ObjectInfo, hash_object
-from taskvine_core.errors import SandboxError, VineError
+from taskvine_core.errors import SandboxError
 from taskvine_core.model.files import INLINE_MAX_BYTES
 from taskvine_core.model.tasks import Mount, TaskSpec
 from taskvine_core.protocol.messages import OutputReport
@@ -30,6 +30,7 @@ COLLECT_INLINE_BYTES = 1 << 20
 #: Sandboxes kept for use by the next runs.
 SPARE_MAX = 64
 CUT_NOTICE = b"\n[taskvine: standard output was cut here: %d of %d bytes kept]\n"
+_STDOUT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
 _UNLINKABLE = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP)
 
 
@@ -52,8 +53,7 @@ class Sandbox:
         self.reusable = True
         os.mkdir(path)
         os.mkdir(f"{path}/{TMP_NAME}")
-        self.stdout_fd = os.open(f"{path}/{STDOUT_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
-                                 0o644)
+        self.stdout_fd = os.open(f"{path}/{STDOUT_NAME}", _STDOUT_FLAGS, 0o644)
         self.stdout_inode = os.fstat(self.stdout_fd).st_ino
         status = os.stat(path)
         self.inode, self.mode = status.st_ino, status.st_mode
@@ -270,6 +270,3 @@ def _hash_file(path: str, size: int, mode: int) -> tuple[bytes | None, ObjectInf
     finally:
         os.close(fd)
     return data, ObjectInfo(len(data), hashlib.sha256(data).digest(), False, mode)
-
-
-__all__ = ["InputLost", "Sandbox", "Sandboxes", "Stdout", "VineError", "link", "link_tree"]

@@ -11,10 +11,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import json
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_FOREVER
@@ -192,6 +192,8 @@ class Store:
     def relevel(self, name: str, level: int) -> None:
         """Write or delete the sidecar that lets an object outlive the process."""
         path = f"{self.cache}/{name}{META_SUFFIX}"
+        import json
+
         stored = self._stored.get(name)
         if stored is None or level < VINE_CACHE_LEVEL_FOREVER:
             self._lasting.discard(name)
@@ -225,6 +227,8 @@ class Store:
         return tuple(kept)
 
     def _load_one(self, name: str) -> CacheEntry | None:
+        import json
+
         path = self.path_of(name)
         try:
             check_cache_name(name)
@@ -246,10 +250,8 @@ class Store:
 
     @staticmethod
     def _unlink_quietly(path: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(path)
-        except FileNotFoundError:
-            pass
 
 
 def _storing_failed(name: str, error: OSError) -> DiskFullError | SandboxError:

@@ -5,16 +5,13 @@ Owns which interpreter serves which task. Must not know user code (never unpickl
 
 from __future__ import annotations
 
-import base64
-import json
 import marshal
 import os
-import shlex
 import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taskvine_core.errors import SandboxError
 from taskvine_core.model.tasks import RESULT_REMOTE, TaskSpec
@@ -56,7 +53,7 @@ class Interpreter:
         self.unsent = bytearray()
         self._received = bytearray()
 
-    def send(self, request: tuple[object, ...]) -> None:
+    def send(self, request: tuple[Any, ...]) -> None:
         """Queue a request and send what the socket takes."""
         body = marshal.dumps(request, 2)
         self.unsent += _LENGTH.pack(len(body)) + body
@@ -126,7 +123,8 @@ class Warm:
         self._program = ""
         self._fallback = ""
 
-    def submit(self, run: int, spec: TaskSpec, sandbox: str, env: dict[str, str], path_of: Callable[[str], str]) -> Interpreter:
+    def submit(self, run: int, spec: TaskSpec, sandbox: str, env: dict[str, str],
+               path_of: Callable[[str], str]) -> Interpreter:
         """Give a task to a warm interpreter, starting one when needed.
 
         Raises:
@@ -143,16 +141,20 @@ class Warm:
 
     def once_command(self, spec: TaskSpec, sandbox: str, path_of: Callable[[str], str]) -> str:
         """The shell command that runs a Python task in an interpreter of its own."""
+        import base64
+        import json
+        from shlex import quote
+
         self._unpack_program()
         request = self._request(spec, sandbox, path_of)
         request["arguments"] = base64.b64encode(spec.arguments).decode()
         with open(f"{sandbox}/{REQUEST_NAME}", "w", encoding="utf-8", errors="surrogateescape") as file:
             json.dump(request, file)
         interpreter = spec.interpreter or ("python3" if spec.command else default_interpreter(self._base))
-        return f"{spec.command} {interpreter} {shlex.quote(self._program)} once {REQUEST_NAME} {shlex.quote(self._fallback)}"
+        return f"{spec.command} {interpreter} {quote(self._program)} once {REQUEST_NAME} {quote(self._fallback)}"
 
     @staticmethod
-    def _request(spec: TaskSpec, sandbox: str, path_of: Callable[[str], str]) -> dict[str, object]:
+    def _request(spec: TaskSpec, sandbox: str, path_of: Callable[[str], str]) -> dict[str, Any]:
         return {"function": path_of(spec.function), "serialize": spec.serialize_output,
                 "arguments_file": path_of(spec.arguments_file) if spec.arguments_file else "",
                 "result": f"{sandbox}/{RESULT_REMOTE}"}

@@ -8,16 +8,14 @@ time are written down for people and for file systems whose locks do not work.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from taskvine_core.errors import ConfigError
 
 PARTS = ("cache", "temp", "transfer", "trash")
-LOCK_NAME = ".taskvine-worker.json"
+LOCK_NAME = ".taskvine-worker.lock"
 #: Where a workspace is made, first writable one (reference, section 13.1).
 PLACES = ("CCTOOLS_TEMP", "_CONDOR_SCRATCH_DIR", "TMPDIR", "TEMP", "TMP")
 _STAT_START = 19
@@ -41,12 +39,12 @@ class Workspace:
         """Give it up: delete it unless it is to be kept."""
         if self._keep:
             for part in ("temp", "transfer", "trash"):
-                shutil.rmtree(f"{self.path}/{part}", ignore_errors=True)
+                _remove(f"{self.path}/{part}")
             for name in os.listdir(self.path):
                 if name.startswith(("task.", "mini.")):
-                    shutil.rmtree(f"{self.path}/{name}", ignore_errors=True)
+                    _remove(f"{self.path}/{name}")
         else:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
         os.close(self._lock_fd)
 
 
@@ -86,7 +84,7 @@ def _claim(path: str, keep: bool) -> Workspace:
         _lock(fd)
         adopted = os.path.isdir(f"{path}/cache")
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "start": process_start(os.getpid())}).encode(), 0)
+        os.pwrite(fd, b"%d %d\n" % (os.getpid(), process_start(os.getpid())), 0)
         _sweep_out(path)
         for part in PARTS:
             os.makedirs(f"{path}/{part}", mode=0o700, exist_ok=True)
@@ -107,20 +105,18 @@ def _lock(fd: int) -> None:
         raise
     except OSError:
         # A file system without locks: believe what is written down.
-        try:
-            owner = json.loads(os.pread(fd, 1000, 0) or b"{}")
-        except ValueError:
-            owner = {}
-        pid = owner.get("pid", 0)
-        if pid and pid != os.getpid() and process_start(pid) == owner.get("start"):
-            raise BlockingIOError from None
+        words = os.pread(fd, 100, 0).split()
+        if len(words) == 2 and all(word.isdigit() for word in words):
+            pid, start = int(words[0]), int(words[1])
+            if pid != os.getpid() and process_start(pid) == start:
+                raise BlockingIOError from None
 
 
 def _sweep_out(path: str) -> None:
     """Remove what a dead owner left of its running tasks and transfers; its cache is judged by the store."""
     for name in os.listdir(path):
         if name in ("temp", "transfer", "trash") or name.startswith(("task.", "mini.")):
-            shutil.rmtree(f"{path}/{name}", ignore_errors=True)
+            _remove(f"{path}/{name}")
 
 
 def _temporary_place(environ: Mapping[str, str]) -> str:
@@ -138,7 +134,7 @@ def _remove_dead(parent: str) -> None:
         if name.startswith(prefix) and name[len(prefix):].isdigit() and os.path.exists(f"{path}/{LOCK_NAME}"):
             with _held(path) as held:
                 if held:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove(path)
 
 
 @contextmanager
@@ -165,3 +161,10 @@ def process_start(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[_STAT_START])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _remove(path: str) -> None:
+    """Delete a tree as far as that is possible."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
