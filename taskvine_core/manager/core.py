@@ -199,15 +199,20 @@ class ManagerCore:
                 self._restage(file, worker)
 
     def _restage(self, file: FileRecord, worker: WorkerRecord) -> None:
-        """Tasks already sent there still need the file: bring it again, or take them back when it is lost."""
-        tasks = self.dispatcher.tasks_at(worker, file)
-        if not tasks:
+        """Tasks sent there that have not started still need the file: bring it again, or have them back."""
+        if not file.users:
             return
         if file.available:
-            self.staging.bring(file, worker)
-            return
-        for task in tasks:
-            self.dispatcher.withdraw(task)
+            if self.dispatcher.tasks_at(worker, file):
+                self.staging.bring(file, worker)
+        else:
+            self.readers_lose(worker, file)
+
+    def readers_lose(self, worker: WorkerRecord, file: FileRecord) -> None:
+        """Only the worker knows which of them have started (those keep their links): it hands back the others."""
+        tasks = self.dispatcher.tasks_at(worker, file)
+        if tasks:
+            self.books.send(worker, msg.Recall(tuple(task.id for task in tasks)))
 
     def _recalled(self, worker: WorkerRecord, message: msg.Recalled) -> None:
         for task_id in message.task_ids:
@@ -276,18 +281,8 @@ class ManagerCore:
             return
         for key in list(file.replicas):  # workers it was on its way to
             worker = self.books.workers.get(key)
-            if worker is None:
-                continue
-            self.staging.unlink(file, worker)
-            for task in self.dispatcher.tasks_at(worker, file):
-                if task.run is not None and not self._has_started(task):
-                    self.dispatcher.withdraw(task)
-
-    def _has_started(self, task: TaskRecord) -> bool:
-        """A task whose inputs were all at its worker may be running already."""
-        run = task.run
-        assert run is not None
-        return all(mount.name in run.worker.files for mount in task.spec.inputs)
+            if worker is not None:
+                self.staging.unlink(file, worker)
 
     def cannot_take(self, worker: WorkerRecord, file: FileRecord, reason: str) -> None:
         """The worker cannot hold the file: run its tasks elsewhere."""

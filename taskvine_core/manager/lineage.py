@@ -72,11 +72,11 @@ class Lineage:
 
     def all_available(self, task: TaskRecord) -> bool:
         """Block the task on each input that does not exist; True when there is none."""
-        for mount in task.spec.inputs:
-            file = self.books.files[mount.name]
-            if not file.available:
-                self._block(task, file)
-        return task.blocked == 0
+        missing = [file for mount in task.spec.inputs if not (file := self.books.files[mount.name]).available]
+        if not missing:
+            return True
+        self._block(task, missing)
+        return False
 
     def _promote(self, file: FileRecord) -> None:
         """A level-task file that a second task uses lives on with the workflow (section 11.1)."""
@@ -91,15 +91,17 @@ class Lineage:
         for mount in task.spec.inputs:
             self.books.files[mount.name].lineage_refs += 1
 
-    def _block(self, task: TaskRecord, file: FileRecord) -> None:
-        if file.waiters is None:
-            file.waiters = []
-        file.waiters.append(task)
-        if not task.blocked:
-            self.blocked += 1
-        task.blocked += 1
-        if file.decl.kind == VINE_TEMP:
-            self.recover(file)
+    def _block(self, task: TaskRecord, missing: list[FileRecord]) -> None:
+        """Register with all files first: making one again may end in giving up, which ends the task."""
+        self.blocked += 1
+        task.blocked = len(missing)
+        for file in missing:
+            if file.waiters is None:
+                file.waiters = []
+            file.waiters.append(task)
+        for file in missing:
+            if task.blocked and file.decl.kind == VINE_TEMP:
+                self.recover(file)
 
     def retire(self, task: TaskRecord) -> None:
         """A task will not run again: give up its uses, delete what nobody needs any more."""

@@ -82,6 +82,9 @@ class Needs(Protocol):
     def unfetchable(self, worker: WorkerRecord, file: FileRecord, reason: str) -> None:
         """The file itself cannot be had: the URL answers 404, the mini-task fails."""
 
+    def readers_lose(self, worker: WorkerRecord, file: FileRecord) -> None:
+        """The worker will not have the file any more: tasks sent there that have not started must not wait for it."""
+
     def worker_is_bad(self, worker: WorkerRecord) -> None:
         """Too many failed transfers."""
 
@@ -415,6 +418,8 @@ class Staging:
     def unlink(self, file: FileRecord, worker: WorkerRecord) -> None:
         """Delete one replica."""
         if worker.key in file.replicas:
+            if file.users:
+                self.needs.readers_lose(worker, file)
             self.books.send(worker, Unlink((file.name,)))
             self.books.observer.unlink(self.books.now, worker.key, (file.name,))
             self._drop_transfers(file, worker)

@@ -138,9 +138,15 @@ class Story:
                 worker.lose(rng.choice(sorted(worker.cache)))
             elif rng.random() < faults.leave_per_s * FAULT_PERIOD_S:
                 worker.send(msg.LeaveRequest(rng.choice(("idle", "sigterm")), 0.0))
-        if len(world.workers) < 2:
-            self._join()
+        self._keep_going()
         world.clock.after(FAULT_PERIOD_S, self._break_something)
+
+    def _keep_going(self) -> None:
+        """At least two workers, and one that can run the largest request: otherwise waiting for ever is right."""
+        if len(self.world.workers) < 2:
+            self._join()
+        if not any(worker.resources.cores > 1 for worker in self.world.workers.values()):
+            self.world.join(SHAPES[1])
 
     def _massacre(self) -> None:
         victims = sorted(self.world.workers)[::3]

@@ -43,7 +43,7 @@ class Faults(NamedTuple):
 
 LATENCY_S = 0.001
 BANDWIDTH_BYTES_S = 500e6
-STUCK_S = 100_000.0
+STUCK_S = 5_000.0
 
 
 class SimulationError(AssertionError):
