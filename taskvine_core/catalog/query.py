@@ -106,7 +106,10 @@ def _exchange(sock: socket.socket, session: Session, what: str, body: object, wh
         if left_s <= 0:
             raise TimeoutError
         sock.settimeout(left_s)
-        received = sock.recv(_READ_BYTES)
+        try:
+            received = sock.recv(_READ_BYTES)
+        except ConnectionResetError:
+            received = b""  # closed by a peer that had not read all we sent: the same to us
         if not received:
             if not session.established:
                 raise HandshakeError(f"the peer at {where} closed the connection during the handshake",

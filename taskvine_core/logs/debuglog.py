@@ -1,9 +1,9 @@
 """Lines of the ``debug`` log that log readers use (reference, sections 21.6 and 21.7).
 
-Owns their format, and the order in which a reader can take them. Must not know files or when a fact is told.
-The published report tool ends at the first line it does not understand, hence: free text is tamed, transfer
-ids appear only when their order did, an object is unlinked only where it was shown, a state change is written only when it is one of those allowed, worker
-clocks that run ahead are set back.
+Owns their format, and the order in which a reader can take them. Must not know files or when a fact is told. The
+published report tool ends at the first line it does not understand, hence: free text is tamed, transfer ids appear
+only when their order did, an object is unlinked only where it was shown, a state change is written only when it is
+one of those allowed, worker clocks that run ahead are set back.
 """
 
 from __future__ import annotations
