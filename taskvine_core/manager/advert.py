@@ -7,9 +7,11 @@ be collected while its runner still publishes.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 from taskvine_core.catalog.local import Advertiser
+from taskvine_core.errors import VineError
 
 _CONNECTION_MODES = ("by_ip", "by_hostname", "by_apparent_ip")
 
@@ -30,6 +32,7 @@ class Advert:
         self.priority = 0
         self.connection = _CONNECTION_MODES[0]
         self._advertiser: Advertiser | None = None
+        self._complained = False
 
     def publish(self, status: Mapping[str, object]) -> None:
         """Write the record; called by the runner between turns.
@@ -39,13 +42,19 @@ class Advert:
         """
         if not self.name:
             return
-        if self._advertiser is None:
-            self._advertiser = Advertiser()
-        self._advertiser.publish({
+        record = {
             **status, "type": "vine_manager", "project": self.name, "port": self.port, "manager_id": self.manager_id,
             "taskvine_uuid": self.manager_id, "priority": self.priority, "working_dir": os.getcwd(),
             "manager_preferred_connection": self.connection, "ssl": bool(self.ssl_fingerprint),
-            "ssl_fingerprint": self.ssl_fingerprint, "pid": os.getpid()})
+            "ssl_fingerprint": self.ssl_fingerprint, "pid": os.getpid()}
+        try:
+            if self._advertiser is None:
+                self._advertiser = Advertiser()
+            self._advertiser.publish(record)
+        except VineError as error:
+            if not self._complained:  # it works for workers that are told host and port: say it once, go on
+                sys.stderr.write(f"taskvine: {error}\n")
+            self._complained = True
 
     def withdraw(self) -> None:
         """Take the record away."""

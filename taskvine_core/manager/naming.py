@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_WORKER
 from taskvine_core.model.tasks import TaskSpec
@@ -159,13 +159,20 @@ def url_headers(url: str) -> dict[str, str]:
     """
     if not url.startswith(("http://", "https://")):
         return {}
-    from urllib.error import URLError
-    from urllib.request import Request, urlopen
+    from http.client import HTTPException
+    from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+    class KeepHead(HTTPRedirectHandler):
+        def redirect_request(self, *args: Any, **kwargs: Any) -> Request | None:
+            request = super().redirect_request(*args, **kwargs)
+            if request is not None:
+                request.method = "HEAD"  # older Pythons ask the new place for the whole content
+            return request
 
     try:
-        with urlopen(Request(url, method="HEAD"), timeout=URL_HEADERS_TIMEOUT_S) as answer:
+        with build_opener(KeepHead).open(Request(url, method="HEAD"), timeout=URL_HEADERS_TIMEOUT_S) as answer:
             return {key.lower(): value for key, value in answer.headers.items()}
-    except (URLError, OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return {}
 
 
