@@ -21,6 +21,7 @@ from taskvine_core.dataplane.channel import Cancelled, Channel
 from taskvine_core.dataplane.client import upload
 from taskvine_core.dataplane.connect import connect
 from taskvine_core.dataplane.messages import (
+    ACK_DISK_FULL,
     ACK_GO,
     DataAck,
     DataGet,
@@ -209,6 +210,34 @@ def test_a_server_without_room_tells_the_uploader(rig: Rig, tmp_path: Path) -> N
     wait_until(lambda: rig.shelf.ended, "end_upload")
     assert rig.shelf.ended[0][1] is None
     assert not (tmp_path / "arrived").exists()
+
+
+def test_a_refusal_reaches_an_uploader_that_listens_only_at_the_end(rig: Rig, tmp_path: Path) -> None:
+    rig.shelf.uploads[3] = tmp_path / "arrived"
+    channel = connected(rig.port)
+    channel.send(DataPut(3, A), ObjectHeader(A, False, 0o644, 8 * MB, 0))
+    channel.expect_message()
+    with file_size_limit(MB):
+        channel.send(Segment(8 * MB))
+        channel.send_raw(bytes(8 * MB))
+    message = channel.expect_message()
+    channel.close()
+    assert isinstance(message, DataAck)
+    assert message.code == ACK_DISK_FULL
+
+
+def test_an_uploader_hears_the_last_words_of_a_server_that_closed(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(32 * MB))
+
+    def refuse(channel: Channel) -> None:
+        channel.expect_message()
+        channel.expect_message()
+        channel.send(DataAck(5, ACK_GO, ""))
+        channel.expect_message()
+        channel.send(DataAck(5, ACK_DISK_FULL, "no room at all"))
+
+    with scripted_server(refuse) as port, pytest.raises(DiskFullError, match="no room at all"):
+        upload((HOST, port), 5, A, tmp_path / "source", secret=SECRET, timeout_s=TIMEOUT_S)
 
 
 # ---------------------------------------------------------------------------- hostile senders
