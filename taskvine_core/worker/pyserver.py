@@ -155,6 +155,7 @@ class Server:
                 self.fork(request[1], request[2])
             elif request[1] in self.pids:
                 kill_group(self.pids[request[1]])
+                os.kill(self.pids[request[1]], signal.SIGKILL)  # a child that has no group of its own yet
         return True
 
     def fork(self, number: int, request: Request) -> None:
@@ -171,8 +172,6 @@ class Server:
                 code = guarded(request, self.cloudpickle)
             finally:
                 os._exit(code)
-        with contextlib.suppress(OSError):  # it may have made its own session already
-            os.setpgid(pid, pid)            # so that a kill that comes at once finds the group
         self.pids[number] = pid
         self.ids[pid] = number
         self.answer(STARTED, number, pid)
@@ -184,8 +183,7 @@ class Server:
         self.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        with contextlib.suppress(OSError):  # the parent was quicker and made us a group leader
-            os.setsid()
+        os.setsid()
         self.link.close()
         os.close(self.wake_read)
         os.close(self.wake_write)

@@ -122,7 +122,8 @@ class Sandboxes:
                 os.symlink(source, target)
             elif self._store.is_dir(mount.name):
                 box.reusable = False
-                link_tree(source, target)
+                if not self._store.matches_tree(mount.name, link_tree(source, target)):
+                    raise InputLost(mount.name)
             else:
                 link(source, target)
         except OSError as error:
@@ -247,17 +248,25 @@ def link(source: str, target: str) -> None:
         os.symlink(source, target)
 
 
-def link_tree(source: str, target: str) -> None:
-    """A directory as a tree of links: the task may add to it without changing the cache."""
+def link_tree(source: str, target: str) -> int:
+    """A directory as a tree of links: the task may add to it without changing the cache.
+
+    Returns:
+        a number that changes when path, size or modification time of any of the files does.
+    """
     os.makedirs(target, exist_ok=True)
+    signature = 0
     with os.scandir(source) as entries:
         for entry in entries:
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), f"{target}/{entry.name}")
             elif entry.is_dir():
-                link_tree(entry.path, f"{target}/{entry.name}")
+                signature ^= link_tree(entry.path, f"{target}/{entry.name}")
             else:
                 link(entry.path, f"{target}/{entry.name}")
+                status = entry.stat(follow_symlinks=False)
+                signature ^= hash((entry.path, status.st_size, status.st_mtime_ns))
+    return signature
 
 
 def _hash_file(path: str, size: int, mode: int) -> tuple[bytes | None, ObjectInfo]:

@@ -55,6 +55,7 @@ class Store:
         self.trash = os.path.join(root, "trash")
         self._delete_later = delete_later
         self._stored: dict[str, Stored] = {}
+        self._signatures: dict[str, int] = {}   # of directories that have been linked
         self._lasting: set[str] = set()       # names with a sidecar
         self._asides = itertools.count(1)     # next() is atomic: threads discard too
         self._umask = os.umask(0o077)
@@ -91,6 +92,13 @@ class Store:
             return stat.S_ISDIR(now.st_mode) and now.st_mtime_ns == stored.mtime_ns
         return (now.st_size == stored.size and now.st_mtime_ns == stored.mtime_ns and now.st_ino == stored.inode
                 and stat.S_ISREG(now.st_mode))
+
+    def matches_tree(self, name: str, signature: int) -> bool:
+        """Compare what a directory's files looked like while they were linked with how they looked the first time.
+
+        ``signature`` covers path, size and modification time of every file: a write through a hard link shows.
+        """
+        return self._signatures.setdefault(name, signature) == signature
 
     def put(self, name: str, level: int, mode: int, sha256: bytes, data: bytes) -> None:
         """Store a small object.
@@ -171,6 +179,7 @@ class Store:
     def remove(self, name: str) -> None:
         """Forget an object; what takes long to delete goes through trash/."""
         stored = self._stored.pop(name, None)
+        self._signatures.pop(name, None)
         path = f"{self.cache}/{name}"
         if stored is None or stored.is_dir or stored.size > UNLINK_INLINE_BYTES:
             self.discard(path)
@@ -261,17 +270,12 @@ def _storing_failed(name: str, error: OSError) -> DiskFullError | SandboxError:
 
 
 def protect(path: str, mode: int) -> os.stat_result:
-    """Take the write bits from a file, or from every file of a directory; returns the status of ``path``.
+    """Take the write bits from a regular file; returns the status of ``path``.
 
-    A task that opens its hard-linked input for writing then fails, instead of changing the cache for everybody.
+    A task that opens its hard-linked input for writing then fails, instead of changing the cache for everybody. The
+    files of a directory keep their bits, because these are part of its digest: see ``Store.matches_tree``.
     """
     status = os.lstat(path)
-    if stat.S_ISDIR(status.st_mode):
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if not entry.is_symlink():
-                    protect(entry.path, 0)
-        return status
     wanted = (mode or status.st_mode) & 0o777 & ~WRITE_BITS
     if stat.S_ISREG(status.st_mode) and wanted != status.st_mode & 0o777:
         os.chmod(path, wanted)

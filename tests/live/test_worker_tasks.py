@@ -1,0 +1,460 @@
+"""A real worker process runs real tasks for a fake manager: what tasks see, leave behind and cannot do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_manager import FakeManager, WorkerProcess, command, dispatch, hash_object, put, python_task, wait_until
+from taskvine_core import constants as c
+from taskvine_core.model.tasks import KIND_PYTHON, RESULT_REMOTE, Mount, TaskSpec
+from taskvine_core.protocol import messages as m
+from taskvine_core.resources import Resources
+
+pytestmark = pytest.mark.live
+
+
+class Pair:
+    def __init__(self, manager: FakeManager, worker: WorkerProcess) -> None:
+        self.manager = manager
+        self.worker = worker
+        self.task_id = 0
+
+    def run(self, spec: TaskSpec, *before: object, **options: object) -> m.TaskDone:
+        self.task_id += 1
+        self.manager.send(*before, dispatch(self.task_id, spec, **options))  # type: ignore[arg-type]
+        return self.manager.done(self.task_id)
+
+    def sh(self, text: str, **options: object) -> m.TaskDone:
+        return self.run(command(text, **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    manager = FakeManager()
+    worker = WorkerProcess(manager.port, cwd=tmp_path_factory.mktemp("w"), env={**os.environ, "DISPLAY": ":0",
+                                                                               "CORES": "9", "INHERITED": "yes"})
+    try:
+        manager.accept()
+        manager.welcome(max_stdout_bytes=300_000)
+        yield Pair(manager, worker)
+    finally:
+        worker.close()
+        manager.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------- commands
+
+
+def test_the_exit_code_is_the_commands_own_and_a_signal_is_its_number(pair: Pair) -> None:
+    codes = [pair.sh(text).exit_code for text in ("exit 3", "nonexistent-command", "kill -TERM $$", "kill -9 $$")]
+    assert codes == [3, 127, 15, 9]
+
+
+def test_stdout_and_stderr_come_together_in_order_as_bytes(pair: Pair) -> None:
+    done = pair.sh("echo a; echo b >&2; printf '\\377\\376c'")
+    assert done.stdout == b"a\nb\n\xff\xfec" and done.stdout_bytes == 7 and done.result == c.VINE_RESULT_SUCCESS
+
+
+def test_stdin_is_empty_and_the_task_leads_its_own_session(pair: Pair) -> None:
+    done = pair.sh("cat; ps -o sid= -p $$ | tr -d ' '; echo $$")
+    first, second = done.stdout.split()
+    assert first == second
+
+
+def test_the_environment_is_that_of_the_reference(pair: Pair) -> None:
+    spec = command("env -0", env=(("MINE", "1"), ("INHERITED", None), ("CORES", "77")))
+    done = pair.run(spec, allocation=Resources(2, 300, 40, 0))
+    env = dict(item.split("=", 1) for item in done.stdout.decode().split("\0") if item)
+    box = env["VINE_SANDBOX"]
+    assert (env["CORES"], env["MEMORY"], env["DISK"], env["GPUS"], env["MINE"]) == ("2", "300", "40", "0", "1")
+    assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == "2"
+    assert env["TMPDIR"] == env["TMP"] == env["TEMP"] == f"{box}/.taskvine.tmp"
+    assert "DISPLAY" not in env and "INHERITED" not in env and "CUDA_VISIBLE_DEVICES" not in env
+    assert env["WORKER_TMPDIR"].endswith("/temp") and box.startswith(str(pair.worker.workspace))
+
+
+def test_assigned_gpus_are_visible(pair: Pair) -> None:
+    spec = command("echo $CUDA_VISIBLE_DEVICES $GPUS_LIST")
+    pair.task_id += 1
+    pair.manager.send(m.Dispatch(pair.task_id, 0, spec, Resources(1, 1, 1, 0), ("1", "3"), (), ()))
+    assert pair.manager.done(pair.task_id).stdout == b"1,3 1,3\n"
+
+
+def test_a_command_longer_than_one_argument_may_be_runs(pair: Pair) -> None:
+    assert pair.sh("echo " + "x" * 200_000).stdout_bytes == 200_001
+
+
+def test_sandboxes_hide_what_earlier_tasks_left(pair: Pair) -> None:
+    for _ in range(3):
+        pair.sh("echo x > left; mkdir d; echo y > $TMPDIR/z; chmod 700 .")
+        assert pair.sh("ls -A . $TMPDIR | grep -v taskvine | tr -d ':\\n'").stdout.strip() in (b"", b".")
+
+
+# ------------------------------------------------------------------------------------------- inputs and outputs
+
+
+def test_inputs_outputs_and_missing_outputs(pair: Pair) -> None:
+    spec = command("cat in/x > out; mkdir -p d/e; echo deep > d/e/f; ls -d made", inputs=(Mount("buffer-rnd-i", "in/x"),),
+                   outputs=(Mount("temp-rnd-o", "out"), Mount("temp-rnd-d", "d"), Mount("temp-rnd-m", "nope"),
+                            Mount("temp-rnd-k", "made", c.VINE_MOUNT_MKDIR)))
+    done = pair.run(spec, put("buffer-rnd-i", b"data"))
+    by_name = {o.name: o for o in done.outputs}
+    assert done.exit_code == 0 and done.missing == ("nope",)
+    assert by_name["temp-rnd-o"].inline == b"data" and by_name["temp-rnd-o"].sha256 == hashlib.sha256(b"data").digest()
+    assert by_name["temp-rnd-d"].is_dir and by_name["temp-rnd-d"].inline is None
+    assert by_name["temp-rnd-d"].sha256 == hash_object(pair.worker.workspace / "cache/temp-rnd-d").sha256
+    again = command("cat o; cat d/e/f; echo more > d/e/g; ls d/e", inputs=(Mount("temp-rnd-o", "o"), Mount("temp-rnd-d", "d")))
+    assert pair.run(again).stdout == b"datadeep\nf\ng\n"
+    assert pair.run(again).stdout == b"datadeep\nf\ng\n"
+
+
+def test_a_symlink_mount_is_a_link(pair: Pair) -> None:
+    spec = command("readlink in; cat in", inputs=(Mount("buffer-rnd-l", "in", c.VINE_MOUNT_SYMLINK),))
+    assert pair.run(spec, put("buffer-rnd-l", b"x")).stdout.endswith(b"/cache/buffer-rnd-l\nx")
+
+
+@pytest.mark.parametrize("make", ["ln -s /etc/passwd out", "ln -s ../../../../etc/passwd out", "ln -s /etc sub; ln -s sub/passwd out",
+                                  "ln -s nowhere out", "mkfifo out"])
+def test_an_output_that_leads_out_of_the_sandbox_or_is_no_file_is_missing(pair: Pair, make: str) -> None:
+    done = pair.run(command(make, outputs=(Mount("temp-rnd-esc", "out"),)))
+    assert done.missing == ("out",) and not done.outputs
+
+
+def test_an_output_through_a_linked_directory_that_leads_out_is_missing(pair: Pair) -> None:
+    done = pair.run(command("rmdir sub; ln -s /etc sub", outputs=(Mount("temp-rnd-esc", "sub/passwd"),)))
+    assert done.missing == ("sub/passwd",)
+
+
+def test_an_output_that_is_a_link_inside_the_sandbox_is_its_target(pair: Pair) -> None:
+    done = pair.run(command("echo real > r; ln -s r out", outputs=(Mount("temp-rnd-in", "out"),)))
+    assert done.outputs[0].inline == b"real\n"
+
+
+def test_names_that_climb_are_refused_and_the_worker_goes_on(pair: Pair) -> None:
+    done = pair.run(command(":", outputs=(Mount("temp-rnd-x", "../x"),)))
+    assert done.result == c.VINE_RESULT_FORSAKEN and "leaves the sandbox" in done.error
+    pair.manager.send(put("../evil", b"x"))
+    assert "unsafe" in pair.manager.expect(m.CacheInvalid).reason
+    assert pair.sh(":").result == c.VINE_RESULT_SUCCESS
+
+
+def test_cached_files_cannot_be_written_by_mistake_and_keep_their_executable_bit(pair: Pair) -> None:
+    spec = command("stat -c %a x y; ./x", inputs=(Mount("buffer-rnd-x", "x"), Mount("buffer-rnd-y", "y")))
+    done = pair.run(spec, put("buffer-rnd-x", b"#!/bin/sh\necho ran\n", mode=0o755), put("buffer-rnd-y", b"", mode=0o666))
+    assert done.stdout == b"555\n444\nran\n"
+
+
+def test_a_cached_file_changed_through_a_link_is_dropped_told_and_never_used(pair: Pair) -> None:
+    corrupt = command("chmod u+w in; echo more >> in", inputs=(Mount("buffer-rnd-c", "in"),))
+    assert pair.run(corrupt, put("buffer-rnd-c", b"data", level=1)).exit_code == 0
+    done = pair.run(command("cat in", inputs=(Mount("buffer-rnd-c", "in"),)))
+    assert done.result == c.VINE_RESULT_FORSAKEN and "changed on disk" in done.error
+    assert pair.manager.expect(m.CacheGone).names == ("buffer-rnd-c",)
+    assert pair.run(command("cat in", inputs=(Mount("buffer-rnd-c", "in"),)), put("buffer-rnd-c", b"data")).stdout == b"data"
+
+
+def test_a_file_of_a_cached_directory_changed_by_a_task_is_noticed_at_the_next_use(pair: Pair) -> None:
+    mount = (Mount("temp-rnd-tree", "d"),)
+    assert pair.run(command("mkdir -p d/e; echo 1 > d/e/f", outputs=mount)).exit_code == 0
+    assert pair.run(command("echo 2 > d/new; cat d/e/f", inputs=mount)).stdout == b"1\n"
+    assert pair.run(command("echo 2 >> d/e/f", inputs=mount)).exit_code == 0
+    assert pair.run(command("cat d/e/f", inputs=mount)).result == c.VINE_RESULT_FORSAKEN
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_truncated_or_removed_cached_file_is_noticed_before_use(pair: Pair, damage: str) -> None:
+    name = f"buffer-rnd-{damage}"
+    pair.manager.send(put(name, b"0123456789", level=1))
+    assert pair.sh(":").exit_code == 0
+    path = pair.worker.workspace / "cache" / name
+    path.chmod(0o600)
+    path.write_bytes(b"0") if damage == "truncate" else path.unlink()
+    assert pair.run(command("cat in", inputs=(Mount(name, "in"),))).result == c.VINE_RESULT_FORSAKEN
+    assert pair.manager.expect(m.CacheGone, lambda g: g.names == (name,))
+
+
+# ------------------------------------------------------------------------------------------- stdout
+
+
+def test_stdout_above_the_inline_limit_is_a_cached_object(pair: Pair) -> None:
+    done = pair.sh("head -c 200000 /dev/zero | tr '\\0' a")
+    assert done.stdout_bytes == 200_000 and len(done.stdout) == 65536 and done.stdout_name.startswith("stdout-rnd-")
+    target = pair.worker.directory / "received"
+    pair.manager.uploads[5] = target
+    pair.manager.send(m.Upload(5, done.stdout_name, 10.0))
+    wait_until(lambda: 5 in pair.manager.upload_ends, "the upload")
+    assert target.read_bytes() == b"a" * 200_000
+
+
+def test_a_flood_on_stdout_is_cut_with_a_notice_and_kills_nothing(pair: Pair) -> None:
+    done = pair.sh("head -c 5000000 /dev/zero | tr '\\0' a; exit 4")
+    assert (done.result, done.exit_code) == (c.VINE_RESULT_STDOUT_MISSING, 4)
+    text = (pair.worker.workspace / "cache" / done.stdout_name).read_bytes()
+    assert 300_000 < len(text) < 301_000 and b"cut here" in text
+
+
+# ------------------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.parametrize("background", ["sleep 1000 &", "setsid sleep 1000 &", "(setsid sh -c 'sleep 1000; :' &);",
+                                        "env -i setsid sh -c 'cd /; sleep 1000 & sleep 1000' &"])
+def test_nothing_a_task_started_outlives_it(pair: Pair, background: str) -> None:
+    done = pair.sh(f"{background} sleep 0.1; ps -e -o pid=,args= | grep '[s]leep 1000' | awk '{{print $1}}'")
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert pids and done.exit_code == 0
+    wait_until(lambda: not any(alive(pid) for pid in pids), f"the end of {pids}")
+
+
+def test_a_daemon_of_a_running_task_is_left_alone(pair: Pair) -> None:
+    pair.task_id += 1
+    first = pair.task_id
+    pair.manager.send(dispatch(first, command("setsid sh -c 'sleep 0.6; echo late > late' & sleep 1; cat late")))
+    assert pair.sh(":").exit_code == 0
+    assert pair.manager.done(first).stdout == b"late\n"
+
+
+def test_a_kill_ends_the_whole_task_and_nothing_is_reported(pair: Pair) -> None:
+    marker = pair.worker.directory / "pids"
+    pair.manager.send(dispatch(9001, command(f"sleep 1001 & echo $! > {marker}.t; mv {marker}.t {marker}; wait")))
+    wait_until(marker.exists, "the task to start")
+    pair.manager.send(m.Kill((9001,)))
+    wait_until(lambda: not alive(int(marker.read_text())), "the end of the sleeper")
+    assert pair.sh(":").exit_code == 0
+    assert not [x for x in pair.manager.inbox if isinstance(x, m.TaskDone)]
+
+
+def test_the_wall_time_limit_kills_with_exit_code_nine(pair: Pair) -> None:
+    done = pair.sh("echo begun; sleep 1002", time_max_s=0.3)
+    assert (done.result, done.exit_code, done.stdout) == (c.VINE_RESULT_MAX_WALL_TIME, 9, b"begun\n")
+
+
+def test_watched_outputs_stream_while_the_task_runs(pair: Pair) -> None:
+    pair.task_id += 1
+    gate = pair.worker.directory / "gate"
+    text = f"echo one > w; until [ -e {gate} ]; do sleep 0.05; done; echo two >> w"
+    pair.manager.send(dispatch(pair.task_id, command(text, outputs=(Mount("file-rnd-w", "w", c.VINE_WATCH),))))
+    assert pair.manager.expect(m.WatchData).data == b"one\n"
+    gate.touch()
+    assert pair.manager.done(pair.task_id).outputs[0].inline == b"one\ntwo\n"
+
+
+# ------------------------------------------------------------------------------------------- Python tasks
+
+
+def local_function() -> Callable[[int], int]:
+    """A function that pickles by value: the worker cannot import this module."""
+    def double(value: int) -> int:
+        print("doubling")
+        return value * 2
+
+    return double
+
+
+double = local_function()
+
+
+def test_a_python_task_returns_its_value_and_what_it_printed(pair: Pair) -> None:
+    blob, spec = python_task(double, 21)
+    done = pair.run(spec, blob)
+    assert pickle.loads(done.outputs[0].inline or b"") == 42 and done.stdout == b"doubling\n" and done.exit_code == 0
+
+
+def test_python_tasks_share_nothing_but_the_warm_interpreter(pair: Pair) -> None:
+    def probe() -> tuple[int, int, bool, str]:
+        import builtins
+        seen = hasattr(builtins, "left_behind")
+        builtins.left_behind = True  # type: ignore[attr-defined]
+        return os.getppid(), os.getsid(0) - os.getpid(), seen, os.environ["VINE_SANDBOX"] + "|" + os.getcwd()
+
+    blob, spec = python_task(probe, name="buffer-rnd-probe")
+    one = pickle.loads(pair.run(spec, blob).outputs[0].inline or b"")
+    two = pickle.loads(pair.run(spec, blob).outputs[0].inline or b"")
+    assert one[0] == two[0] and one[1] == two[1] == 0 and not one[2] and not two[2]
+    assert one[3].split("|")[0] == one[3].split("|")[1]
+
+
+def test_an_exception_is_a_traceback_on_stdout_and_exit_code_one(pair: Pair) -> None:
+    def fail() -> None:
+        raise ValueError("boo")
+
+    blob, spec = python_task(fail, name="buffer-rnd-fail")
+    done = pair.run(spec, blob)
+    assert done.exit_code == 1 and b"ValueError: boo" in done.stdout and done.missing == (RESULT_REMOTE,)
+
+
+def test_a_result_that_does_not_pickle_is_a_traceback_and_exit_code_one(pair: Pair) -> None:
+    def lock() -> object:
+        import threading
+        return threading.Lock()
+
+    blob, spec = python_task(lock, name="buffer-rnd-lock")
+    done = pair.run(spec, blob)
+    assert done.exit_code == 1 and b"pickle" in done.stdout
+
+
+def test_without_serialization_the_function_must_return_bytes(pair: Pair) -> None:
+    blob, spec = python_task(lambda: b"raw", name="buffer-rnd-raw", serialize=False)
+    assert pair.run(spec, blob).outputs[0].inline == b"raw"
+    blob, spec = python_task(lambda: 5, name="buffer-rnd-five", serialize=False)
+    assert b"must return bytes" in pair.run(spec, blob).stdout
+
+
+def test_exit_and_signals_of_a_python_task(pair: Pair) -> None:
+    for number, (function, code) in enumerate([(lambda: os._exit(7), 7), (lambda: __import__("sys").exit(4), 4),
+                                               (lambda: os.kill(os.getpid(), 11), 11)]):
+        blob, spec = python_task(function, name=f"buffer-rnd-exit{number}")
+        assert pair.run(spec, blob).exit_code == code
+
+
+def test_arguments_may_come_from_a_file_and_the_sandbox_is_importable(pair: Pair) -> None:
+    import cloudpickle
+
+    def use(value: int) -> int:
+        import helper_module
+        return int(helper_module.factor) * value
+
+    blob, spec = python_task(use, name="buffer-rnd-use")
+    spec = spec._replace(arguments=b"", arguments_file="buffer-rnd-args", inputs=(
+        *spec.inputs, Mount("buffer-rnd-args", ""), Mount("buffer-rnd-mod", "helper_module.py")))
+    done = pair.run(spec, blob, put("buffer-rnd-args", cloudpickle.dumps([(6,), {}])), put("buffer-rnd-mod", b"factor = 7\n"))
+    assert pickle.loads(done.outputs[0].inline or b"") == 42, done
+
+
+def test_a_python_tasks_children_die_with_it_and_its_wall_time_counts(pair: Pair) -> None:
+    def hang() -> None:
+        import subprocess
+        import time
+        print(subprocess.Popen(["setsid", "sleep", "1003"]).pid, flush=True)
+        time.sleep(1000)
+
+    blob, spec = python_task(hang, name="buffer-rnd-hang")
+    done = pair.run(spec._replace(time_max_s=0.5), blob)
+    assert (done.result, done.exit_code) == (c.VINE_RESULT_MAX_WALL_TIME, 9)
+    wait_until(lambda: not alive(int(done.stdout)), "the end of the child")
+
+
+def test_a_killed_interpreter_forsakes_its_tasks_and_is_started_again(pair: Pair) -> None:
+    def wait_for_death(path: str) -> None:
+        import pathlib
+        import time
+        pathlib.Path(path).write_text(f"{os.getppid()} {os.getpid()}")
+        time.sleep(1000)
+
+    marker = pair.worker.directory / "interpreter"
+    blob, spec = python_task(wait_for_death, str(marker), name="buffer-rnd-wait")
+    pair.task_id += 1
+    pair.manager.send(blob, dispatch(pair.task_id, spec))
+    wait_until(lambda: marker.exists() and " " in marker.read_text(), "the task to start")
+    server, child = map(int, marker.read_text().split())
+    os.kill(server, signal.SIGKILL)
+    done = pair.manager.done(pair.task_id)
+    assert done.result == c.VINE_RESULT_FORSAKEN and "died" in done.error
+    wait_until(lambda: not alive(child), "the end of the child")
+    blob, spec = python_task(double, 4)
+    assert pickle.loads(pair.run(spec, blob).outputs[0].inline or b"") == 8
+
+
+def test_an_own_interpreter_and_a_command_prefix_run_once(pair: Pair) -> None:
+    import sys
+
+    blob, spec = python_task(double, 5)
+    for changed in (spec._replace(interpreter=sys.executable), spec._replace(command=f"env X=1 {sys.executable} -X dev -c 'import os,sys; os.execvp(sys.argv[1],sys.argv[1:])'")):
+        done = pair.run(changed._replace(env=(("PATH", os.path.dirname(sys.executable) + ":/usr/bin:/bin"),)), blob)
+        assert done.exit_code == 0 and pickle.loads(done.outputs[0].inline or b"") == 10, done
+
+
+def test_an_interpreter_that_does_not_exist_is_the_tasks_own_failure(pair: Pair) -> None:
+    blob, spec = python_task(double, 5)
+    assert pair.run(spec._replace(interpreter="/nonexistent/python"), blob).exit_code == 127
+
+
+def test_variables_read_at_interpreter_start_reach_the_task(pair: Pair) -> None:
+    import sys
+
+    blob, spec = python_task(lambda: sys.flags.optimize, name="buffer-rnd-flags")
+    done = pair.run(spec._replace(env=(("PYTHONOPTIMIZE", "2"),)), blob)
+    assert pickle.loads(done.outputs[0].inline or b"") == 2
+
+
+# ------------------------------------------------------------------------------------------- data
+
+
+def test_objects_are_fetched_from_manager_peer_and_url(pair: Pair, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(300_000))
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "f").write_text("leaf")
+    manager = pair.manager
+    manager.files = {"file-rnd-big": big, "file-rnd-tree": tree}
+    manager.send(m.Fetch("file-rnd-big", 21, 1, 0, 300_000, b"", m.SOURCE_MANAGER, "", 10.0),
+                 m.Fetch("file-rnd-tree", 22, 1, 0, -1, b"", m.SOURCE_MANAGER, "", 10.0),
+                 m.Fetch("url-rnd-big", 23, 1, 0, -1, b"", m.SOURCE_URL, f"file://{big}", 10.0))
+    updates = {manager.expect(m.CacheUpdate, lambda u, t=t: u.transfer_id == t).sha256 for t in (21, 23)}  # type: ignore[misc]
+    assert updates == {hashlib.sha256(big.read_bytes()).digest()}
+    assert manager.expect(m.CacheUpdate, lambda u: u.transfer_id == 22).sha256 == hash_object(tree).sha256
+    port = int(Path(f"/proc/{pair.worker.process.pid}").exists()) and pair_port(pair)
+    manager.send(m.Fetch("file-rnd-copy", 24, 1, 0, -1, b"", m.SOURCE_PEER, f"127.0.0.1:{port}", 10.0))
+    invalid = manager.expect(m.CacheInvalid, lambda i: i.transfer_id == 24)
+    assert invalid.blame == m.BLAME_SOURCE        # a peer that does not have it
+    spec = command("cat t/sub/f; cmp a b && echo same", inputs=(Mount("file-rnd-tree", "t"), Mount("file-rnd-big", "a"),
+                                                                Mount("url-rnd-big", "b")))
+    assert pair.run(spec).stdout == b"leafsame\n"
+
+
+def pair_port(pair: Pair) -> int:
+    """The worker's own transfer port, from the kernel's table of listeners."""
+    inodes = {os.readlink(f"/proc/{pair.worker.process.pid}/fd/{fd}")
+              for fd in os.listdir(f"/proc/{pair.worker.process.pid}/fd")}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                return int(fields[1].rpartition(":")[2], 16)
+    raise AssertionError("no listening socket")
+
+
+def test_a_hash_that_does_not_match_is_the_sources_fault_and_nothing_is_stored(pair: Pair, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"content")
+    pair.manager.files = {"file-rnd-bad": path}
+    pair.manager.send(m.Fetch("file-rnd-bad", 31, 1, 0, 7, b"0" * 32, m.SOURCE_MANAGER, "", 10.0))
+    assert pair.manager.expect(m.CacheInvalid, lambda i: i.transfer_id == 31).blame == m.BLAME_SOURCE
+    assert not (pair.worker.workspace / "cache/file-rnd-bad").exists()
+    assert not list((pair.worker.workspace / "transfer").iterdir())
+
+
+def test_a_url_that_is_not_there_is_the_objects_fault(pair: Pair) -> None:
+    pair.manager.send(m.Fetch("url-rnd-no", 41, 1, 0, -1, b"", m.SOURCE_URL, "file:///nonexistent/x", 10.0))
+    assert pair.manager.expect(m.CacheInvalid, lambda i: i.transfer_id == 41).blame == m.BLAME_OBJECT
+
+
+def test_a_mini_task_makes_an_object_that_tasks_use(pair: Pair) -> None:
+    mini = m.MiniTask("task-rnd-m", 51, 1, 0, command("mkdir out; cp in out/copy", inputs=(Mount("buffer-rnd-m", "in"),)), "out")
+    done = pair.run(command("cat x/copy", inputs=(Mount("task-rnd-m", "x"),)), put("buffer-rnd-m", b"mini"), mini)
+    assert done.stdout == b"mini" and pair.manager.expect(m.CacheUpdate, lambda u: u.transfer_id == 51)
+
+
+def test_unlinked_objects_leave_the_disk(pair: Pair) -> None:
+    pair.manager.send(put("buffer-rnd-u", b"x", level=1))
+    path = pair.worker.workspace / "cache/buffer-rnd-u"
+    wait_until(path.exists, "the object")
+    pair.manager.send(m.Unlink(("buffer-rnd-u",)))
+    wait_until(lambda: not path.exists(), "its end")
+
+
+def test_kind_python_is_a_number_the_manager_may_rely_on() -> None:
+    assert KIND_PYTHON == 1
