@@ -33,9 +33,9 @@ def make_world(seed: int, weather: Weather, need, **values: object) -> World:  #
     return World(settings(**values), cluster, [SimManager("m:1", need)], rng)
 
 
-def step(world: World, seconds: int) -> None:
-    for _ in range(seconds):
-        world.step()
+def step(world: World, seconds: int, dt: int = 1) -> None:
+    for _ in range(0, seconds, dt):
+        world.step(dt)
         assert len(world.cluster.live()) <= MAXIMUM, world.notes
 
 
@@ -57,11 +57,11 @@ def test_any_weather_and_kill_points_lead_to_the_right_fleet(seed: int) -> None:
                       lose_answer=rng.choice([0, 0.3]), lose_call=rng.choice([0, 0.3]), poll_fails=rng.choice([0, 0.3]),
                       empty_listing=rng.choice([0, 0.3]), cancel_fails=rng.choice([0, 0.5]))
     final = rng.randrange(0, MAXIMUM + 6)
-    changes = sorted((rng.uniform(0, 600), rng.randrange(0, 20)) for _ in range(6))
+    changes = sorted((rng.uniform(0, 350), rng.randrange(0, 20)) for _ in range(6))
     world = make_world(seed, weather, lambda now: next((n for at, n in reversed(changes) if at <= now), 3)
-                       if now < 700 else final, workers_per_cycle=rng.choice([0, 4]))
+                       if now < 400 else final, workers_per_cycle=rng.choice([0, 4]))
     manager = world.managers["m:1"]
-    for _ in range(700):
+    for _ in range(400):
         if rng.random() < 0.01:
             world.kill_after = rng.randrange(1, 12)
         if rng.random() < 0.02:
@@ -75,7 +75,7 @@ def test_any_weather_and_kill_points_lead_to_the_right_fleet(seed: int) -> None:
         step(world, 1)
     manager.answers, world.cluster.down, world.kill_after = True, "", None
     world.cluster.weather = Weather()
-    step(world, 900)
+    step(world, 900, dt=5)
     active = [job for job in world.core.fleet.live() if job.active]
     assert len(active) == min(final, MAXIMUM), "\n".join(world.notes[-10:])
     assert sorted(manager.workers) == sorted(job.intent_id for job in active)

@@ -29,6 +29,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "manager": SERVICES,
     "worker": SERVICES,
     "sim": SERVICES | {"manager", "worker"},
+    "factory_handle": BOTTOM,
     "dask": SERVICES | {"manager"},
     "hep": SERVICES | {"manager", "dask"},
     "tools": SERVICES | {"manager", "dask", "hep"},

@@ -1,0 +1,381 @@
+"""The `vine_factory` command as a process: real workers or small stand-ins, a stand-in manager that can hang.
+
+Everything that waits has a deadline; what a test starts it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskvine_core.catalog.local import Advertiser
+from taskvine_core.protocol.messages import Query, Reply
+from taskvine_core.protocol.session import Session
+from taskvine_core.secret import load_secret
+from vine_factory.batch import proc
+
+pytestmark = pytest.mark.live
+PATIENCE_S = 20.0
+SLEEPER = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/started"
+trap 'exit 0' TERM
+while :; do sleep 0.05; done
+"""
+
+
+def wait(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
+        time.sleep(0.02)
+    return found
+
+
+class StandInManager:
+    """Answers "demand" and "retire". Lists as connected all jobs in ``jobs``; ``hang`` makes it silent."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.need = 0
+        self.jobs: Callable[[], list[str]] = list
+        self.busy: set[str] = set()
+        self.retired: list[str] = []
+        self.hang = False
+        self.questions = 0
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port = self._listener.getsockname()[1]
+        self._links: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # wakes the thread in accept
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for link in self._links:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            link.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = self._listener.accept()
+                self._links.append(link)
+                threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+
+    def _serve(self, link: socket.socket) -> None:
+        session = Session(secret=load_secret(), role="manager", initiator=False, nonce=os.urandom(32))
+        with contextlib.suppress(OSError):
+            while data := link.recv(65536):
+                messages, answer = session.receive(data)
+                link.sendall(answer)
+                for message in messages:
+                    self.questions += 1
+                    if isinstance(message, Query) and not self.hang:
+                        body = self._answer(message.what, json.loads(message.body))
+                        link.sendall(session.encode([Reply(message.query_id, json.dumps(body).encode(), "")]))
+
+    def _answer(self, what: str, body: Any) -> Any:
+        if what == "retire":
+            self.retired += body["worker_ids"]
+            return {"accepted": body["worker_ids"], "refused": {}}
+        workers = [{"worker_id": f"w-{job}", "job_id": job, "factory_name": "f", "hostname": "h", "idle_s": 100.0,
+                    "state": "busy" if job in self.busy else "idle", "tasks_running": int(job in self.busy),
+                    "cache_mb": 0, "sole_mb": 0, "end_time": 0, "cores": 1, "memory_mb": 1, "disk_mb": 1, "gpus": 0}
+                   for job in self.jobs() if f"w-{job}" not in self.retired]
+        return {"manager_id": "m", "project": "p", "tasks_waiting": self.need, "tasks_running": 0,
+                "tasks_left": self.need, "shapes": [{"workers": self.need, "seconds": None} for _ in body["shapes"]],
+                "workers": workers, "blocked_hosts": []}
+
+
+class Bed:
+    """A place for one test: state directory, a stand-in worker, factories started here."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.path = tmp_path
+        self.worker = tmp_path / "worker"
+        self.set_worker(SLEEPER)
+        self.name = f"bed{os.getpid()}-{random.randrange(1 << 30)}"
+        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                            "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def set_worker(self, text: str) -> None:
+        self.worker.write_text(text)
+        self.worker.chmod(0o755)
+
+    def factory(self, *arguments: object, binary: bool = True) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "vine_factory", "--batch", "local", "--factory-name", self.name,
+                 "--drain-grace", "3", "--factory-period", "0.2",
+                 *(["--worker-binary", str(self.worker)] if binary else []), *map(str, arguments)]
+        with open(self.path / "log", "ab") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.path,
+                                       env=self.environment)
+        self.processes.append(process)
+        return process
+
+    def log(self) -> str:
+        return (self.path / "log").read_text()
+
+    def workers(self) -> dict[str, int]:
+        """Job id -> pid of the workers that run."""
+        return {p.tag.rsplit("/", 1)[1]: p.pid for p in proc.tagged_processes(self.name) if p.is_job}
+
+    def status(self) -> list[dict[str, Any]]:
+        done = subprocess.run([sys.executable, "-m", "vine_factory", "status", "--json"], capture_output=True,
+                              env=self.environment, timeout=PATIENCE_S, check=False)
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        for found in proc.tagged_processes(self.name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(found.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made = Bed(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def manager(bed: Bed) -> Iterator[StandInManager]:
+    made = StandInManager()
+    yield made
+    made.close()
+
+
+def test_the_minimum_runs_without_a_manager_and_ends_with_the_factory(bed: Bed) -> None:
+    factory = bed.factory("--min", 3, "--max", 3, "localhost", 1)
+    wait(lambda: len(bed.workers()) == 3, "three workers")
+    factory.send_signal(signal.SIGTERM)
+    assert factory.wait(PATIENCE_S) == 0
+    assert bed.workers() == {}
+    assert "removing 3 workers..." in bed.log()
+    assert "all workers removed." in bed.log()
+
+
+def test_a_worker_that_ignores_the_polite_signal_is_killed_after_the_grace(bed: Bed) -> None:
+    bed.set_worker("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.05; done\n")
+    factory = bed.factory("--min", 1, "--max", 1, "--drain-grace", 0.5, "localhost:1")
+    wait(bed.workers, "a worker")
+    factory.send_signal(signal.SIGINT)
+    assert factory.wait(PATIENCE_S) == 0
+    assert bed.workers() == {}
+
+
+def test_kill_nine_and_restart_adopts_the_same_workers_and_starts_no_other(bed: Bed, manager: StandInManager) -> None:
+    manager.need = 4
+    manager.jobs = lambda: list(bed.workers())
+    arguments = ("--max", 4, f"localhost:{manager.port}")
+    first = bed.factory(*arguments)
+    before = wait(lambda: len(found := bed.workers()) == 4 and found, "four workers")
+    first.kill()
+    first.wait()
+    second = bed.factory(*arguments)
+    wait(lambda: bed.log().count("4 workers connected") + bed.log().count("4 workers adopted") > 0
+         and [p["connected"] for s in bed.status() for p in s["pools"]] == [4], "the second factory knows its workers")
+    asked = manager.questions
+    wait(lambda: manager.questions >= asked + 2, "two more passes")
+    assert bed.workers() == before
+    assert len((bed.path / "started").read_text().splitlines()) == 4
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(PATIENCE_S) == 0
+    assert bed.workers() == {}
+
+
+def test_adoption_works_without_the_journal(bed: Bed) -> None:
+    arguments = ("--min", 2, "--max", 2, "localhost:1")
+    first = bed.factory(*arguments)
+    before = wait(lambda: len(found := bed.workers()) == 2 and found, "two workers")
+    first.kill()
+    first.wait()
+    for journal in bed.path.rglob("journal.sqlite*"):
+        journal.unlink()
+    bed.factory(*arguments)
+    wait(lambda: "2 workers adopted" in bed.log(), "adoption")
+    assert bed.workers() == before
+
+
+def test_demand_brings_workers_and_idle_ones_leave_through_the_manager(bed: Bed, manager: StandInManager) -> None:
+    manager.need = 3
+    manager.jobs = lambda: list(bed.workers())
+    bed.factory("--max", 3, "--retire-after", 1, f"localhost:{manager.port}")
+    jobs = wait(lambda: len(found := bed.workers()) == 3 and found, "three workers")
+    wait(lambda: "3 workers connected" in bed.log() or bed.log().count("connected") >= 2, "connections")
+    kept = sorted(jobs)[0]
+    manager.busy = {kept}
+    manager.need = 1
+    wait(lambda: len(manager.retired) == 2, "two retirements")
+    assert f"w-{kept}" not in manager.retired
+
+
+def test_a_manager_that_hangs_neither_delays_the_loop_nor_shrinks_the_fleet(bed: Bed, manager: StandInManager) -> None:
+    manager.need = 2
+    manager.jobs = lambda: list(bed.workers())
+    factory = bed.factory("--max", 2, "--retire-after", 0, f"localhost:{manager.port}")
+    before = wait(lambda: len(found := bed.workers()) == 2 and found, "two workers")
+    wait(lambda: "connected" in bed.log(), "connections")
+    manager.hang = True
+    asked = manager.questions
+    wait(lambda: manager.questions > asked, "a question that is not answered")
+    os.kill(before[sorted(before)[0]], signal.SIGKILL)
+    started = time.monotonic()
+    wait(lambda: "signal 9" in bed.log(), "the loop notices a death while the manager hangs")
+    assert time.monotonic() - started < 2.0
+    assert len(bed.workers()) >= 1
+    factory.send_signal(signal.SIGTERM)
+    assert factory.wait(PATIENCE_S) == 0
+
+
+def test_a_manager_restarted_on_its_port_is_served_again(bed: Bed, manager: StandInManager) -> None:
+    manager.need = 1
+    manager.jobs = lambda: list(bed.workers())
+    bed.factory("--max", 3, f"localhost:{manager.port}")
+    before = wait(bed.workers, "a worker")
+    manager.close()
+    wait(lambda: "does not answer" in bed.log(), "the loss is noticed")
+    again = StandInManager(manager.port)
+    try:
+        again.jobs = lambda: list(bed.workers())
+        again.need = 2
+        wait(lambda: len(bed.workers()) == 2, "growth for the restarted manager")
+        assert before.keys() <= bed.workers().keys()
+    finally:
+        again.close()
+
+
+def test_workers_that_die_at_start_are_shown_and_not_started_again_and_again(bed: Bed, manager: StandInManager) -> None:
+    bed.set_worker('#!/bin/sh\necho x >> "$(dirname "$0")/started"\necho "libmissing.so: no such file" >&2\nexit 127\n')
+    manager.need = 5
+    bed.factory("--max", 5, f"localhost:{manager.port}")
+    wait(lambda: "libmissing.so: no such file" in bed.log() and "trying with one worker" in bed.log(), "the fault")
+    asked = manager.questions
+    wait(lambda: manager.questions >= asked + 3, "three more seconds of demand")
+    assert len((bed.path / "started").read_text().splitlines()) <= 5 + 3
+
+
+def test_with_no_manager_named_all_of_the_users_managers_are_served(bed: Bed, manager: StandInManager) -> None:
+    manager.need = 2
+    advertiser = Advertiser()
+    advertiser.publish({"project": "physics", "host": "localhost", "port": manager.port, "pid": os.getpid(),
+                        "manager_id": "m", "addresses": ["127.0.0.1"]})
+    try:
+        bed.factory("--max", 2)
+        started = bed.path / "started"
+        wait(lambda: started.exists() and started.read_text().count("-M .*\n") == 2, "two workers that look for any")
+    finally:
+        advertiser.withdraw()
+
+
+def test_the_configuration_is_read_again_and_a_broken_edit_changes_nothing(bed: Bed) -> None:
+    config = bed.path / "c.json"
+    config.write_text('{"min-workers": 1, "max-workers": 2}')
+    bed.factory("-C", config, "localhost:1")
+    wait(lambda: len(bed.workers()) == 1, "one worker")
+    config.write_text('{"min-workers": 2, "max-wrokers": 2}')
+    wait(lambda: "max-workers" in bed.log(), "the problem is said")
+    assert len(bed.workers()) == 1
+    config.write_text('{"min-workers": 2, "max-workers": 1 + 1}')
+    wait(lambda: len(bed.workers()) == 2, "two workers")
+
+
+def test_status_tells_what_runs_and_why(bed: Bed) -> None:
+    bed.factory("--min", 1, "--max", 1, "localhost:1")
+    wait(lambda: len(bed.workers()) == 1, "a worker")
+    state = wait(lambda: [s for s in bed.status() if s["pools"][0]["running"] == 1], "the state")[0]
+    assert state["factory_name"] == bed.name
+    assert "keeps at least 1" in state["pools"][0]["why"]
+
+
+def test_parent_death_ends_factory_and_workers(bed: Bed) -> None:
+    script = f"exec 3>&1; {sys.executable} -m vine_factory --batch local --min 1 --max 1 --parent-death " \
+             f"--factory-name {bed.name} --worker-binary {bed.worker} localhost:1 2>{bed.path}/log & wait"
+    parent = subprocess.Popen(["/bin/sh", "-c", script], env=bed.environment, cwd=bed.path)
+    bed.processes.append(parent)
+    wait(bed.workers, "a worker")
+    parent.kill()
+    parent.wait()
+    wait(lambda: bed.workers() == {}, "the worker ends")
+    wait(lambda: "all workers removed." in bed.log(), "the factory ends")
+
+
+def test_a_second_factory_of_the_same_name_is_refused(bed: Bed) -> None:
+    bed.factory("--min", 1, "--max", 1, "localhost:1")
+    wait(bed.workers, "a worker")
+    second = bed.factory("--min", 1, "--max", 1, "localhost:1")
+    assert second.wait(PATIENCE_S) == 2
+    assert "another factory is running" in bed.log()
+
+
+def test_real_workers_connect_to_a_real_manager_and_work_is_done(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    import taskvine_core as vine
+
+    monkeypatch.chdir(bed.path)
+    manager = vine.Manager(port=0, name=bed.name)
+    bed.factory("-M", bed.name, "--max", 2, "--cores", 1, "--memory", 200, "--disk", 200, binary=False)
+    try:
+        for number in range(20):
+            manager.submit(vine.Task(f"echo {number}"))
+        outputs = set()
+        deadline = time.monotonic() + PATIENCE_S
+        while not manager.empty() and time.monotonic() < deadline:
+            task = manager.wait(1)
+            if task is not None:
+                outputs.add(task.output.strip())
+        assert outputs == {str(number) for number in range(20)}
+        assert 1 <= len(bed.workers()) <= 2
+    finally:
+        manager.close()
+
+
+def test_the_factory_object_starts_steers_and_ends_a_factory(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taskvine_core.factory_handle import Factory
+
+    for key, value in bed.environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(bed.path)
+    factory = Factory("local", manager_host_port="localhost:1", worker_binary=str(bed.worker),
+                      log_file=bed.path / "log")
+    factory.min_workers = 1
+    factory.factory_name = bed.name
+    factory.max_workers = 3
+    with factory:
+        wait(lambda: len(bed.workers()) == 1, "one worker")
+        factory.min_workers = 3
+        wait(lambda: len(bed.workers()) == 3, "three workers")
+        with pytest.raises(AttributeError):
+            factory.ssl = True
+    assert bed.workers() == {}
+    assert list(bed.path.glob("vine-factory-*")) == []
+
+
+def test_a_factory_object_whose_program_ends_at_once_quotes_its_words(
+        bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taskvine_core.factory_handle import Factory
+
+    for key, value in bed.environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(bed.path)
+    factory = Factory("no-such-system", manager_host_port="localhost:1")
+    with pytest.raises(RuntimeError, match="no-such-system"):
+        factory.start()
+    factory.stop()
