@@ -14,6 +14,7 @@ from typing import Any
 from taskvine_core.constants import (
     VINE_BUFFER,
     VINE_CACHE_LEVEL_WORKER,
+    VINE_CACHE_LEVEL_WORKFLOW,
     VINE_FILE,
     VINE_TEMP,
     VINE_URL,
@@ -90,7 +91,9 @@ class DeclareMixin(ManagerBase):
         With peer transfers disabled it is a local file in the staging directory instead, removed when done.
         """
         if self._peer_transfers:
-            return File(self._home, FileDecl(naming.random_name("temp"), VINE_TEMP), auto=True)
+            # Below this level the only copy would vanish with the task that wrote it.
+            decl = FileDecl(naming.random_name("temp"), VINE_TEMP, level=VINE_CACHE_LEVEL_WORKFLOW)
+            return File(self._home, decl, auto=True)
         path = os.path.join(self._home.staging, f"temp-local-{naming.random_letters()}")
         return self.declare_file(path, cache=False, peer_transfer=False, unlink_when_done=True)
 
