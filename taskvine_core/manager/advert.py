@@ -40,8 +40,8 @@ class Advert:
         Args:
             status: the manager's own status record (section 20.4).
         """
-        if not self.name:
-            return
+        if not self.name or not self.port:
+            return  # the runner's first turn may come before the API has told the port here
         record = {
             **status, "type": "vine_manager", "project": self.name, "port": self.port, "manager_id": self.manager_id,
             "taskvine_uuid": self.manager_id, "priority": self.priority, "working_dir": os.getcwd(),
