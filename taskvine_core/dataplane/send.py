@@ -24,7 +24,6 @@ from taskvine_core.dataplane.objects import (
     hash_descriptor,
     list_directory,
     open_source,
-    stat_object,
     stream_pieces,
 )
 from taskvine_core.errors import SecurityError, SourceError
@@ -65,20 +64,22 @@ def open_outgoing(path: Path | str, sha256: bytes = b"") -> Outgoing:
     Raises:
         SourceError: missing, unreadable, or something that cannot be sent.
     """
-    real = os.path.realpath(path)
     try:
-        if stat.S_ISDIR(stat_object(real).st_mode):
-            return Outgoing(real, -1, os.stat(real), list_directory(real), sha256)
-        fd = open_source(real)
+        # Without blocking: opening a pipe would wait for a writer. A link at the root of an object is followed.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise SourceError(f"cannot open {path}: {error.strerror}") from error
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode):
+        return Outgoing(os.fspath(path), fd, status, None, sha256)
+    os.close(fd)
+    if not stat.S_ISDIR(status.st_mode):
+        raise SourceError(f"{path} is neither a regular file nor a directory",
+                          hint="sockets, pipes and devices cannot be sent")
+    try:
+        return Outgoing(os.fspath(path), -1, status, list_directory(path), sha256)
     except SecurityError as error:
         raise SourceError(f"{path} cannot be sent: {error}") from error
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}") from error
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise SourceError(f"{path} is not a regular file")
-    return Outgoing(real, fd, status, None, sha256)
 
 
 def read_whole(outgoing: Outgoing) -> tuple[bytes, bytes]:

@@ -161,6 +161,12 @@ def test_a_directory_with_a_link_out_is_refused_by_its_server(rig: Rig) -> None:
     assert rig.shelf.done == [(A, False, 0)]
 
 
+def test_a_pipe_is_refused_at_once_and_not_waited_for(rig: Rig) -> None:
+    os.mkfifo(rig.shelf.directory / A)
+    (result,) = rig.fetch([A], timeout_s=1.0)
+    assert "neither" in str(result.error)
+
+
 # ---------------------------------------------------------------------------- full disks
 
 
@@ -238,6 +244,27 @@ def test_an_uploader_hears_the_last_words_of_a_server_that_closed(tmp_path: Path
 
     with scripted_server(refuse) as port, pytest.raises(DiskFullError, match="no room at all"):
         upload((HOST, port), 5, A, tmp_path / "source", secret=SECRET, timeout_s=TIMEOUT_S)
+
+
+def test_an_uploader_stops_at_the_next_segment_after_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "source").touch()
+    os.truncate(tmp_path / "source", 128 * MB)
+    drained = [0]
+
+    def refuse(channel: Channel) -> None:
+        channel.expect_message()
+        channel.expect_message()
+        channel.send(DataAck(5, ACK_GO, ""))
+        channel.expect_message()
+        channel.send(DataAck(5, ACK_DISK_FULL, "no room at all"))
+        buffer = memoryview(bytearray(MB))
+        while True:
+            channel.receive_raw(buffer)
+            drained[0] += MB
+
+    with scripted_server(refuse) as port, pytest.raises(DiskFullError, match="no room at all"):
+        upload((HOST, port), 5, A, tmp_path / "source", secret=SECRET, timeout_s=TIMEOUT_S, sha256=b"x" * 32)
+    assert drained[0] < 64 * MB
 
 
 # ---------------------------------------------------------------------------- hostile senders
