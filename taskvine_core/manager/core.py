@@ -329,6 +329,13 @@ class ManagerCore:
         """Parameters of section 8."""
         return self.books.tuning
 
+    def tune(self, name: str, value: float) -> int:
+        """Set a parameter; 0 ok, -1 unknown. Allocations already worked out are forgotten."""
+        answer = self.books.tuning.set(name, value)
+        self.books.categories.invalidate()
+        self.books.ready.unsaturate()
+        return answer
+
     @property
     def categories(self) -> Categories:
         """All categories."""

@@ -99,6 +99,8 @@ class Fleet:
         if file.sha256 and entry.sha256 and file.sha256 != entry.sha256:
             return False
         self.staging.mark_ready(file, worker, entry.size_bytes, entry.sha256)
+        self.books.observer.cache_update(self.books.now, worker.key, entry.name, file.decl.kind, file.level, entry.size_bytes,
+                                         0.0, self.books.now, 0)
         return True
 
     def declared(self, name: str) -> None:

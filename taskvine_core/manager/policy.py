@@ -37,7 +37,7 @@ class PolicyMixin(CategoryMixin):
         number = checks.number(value, f"value of {name}") if not isinstance(value, bool) else float(value)
 
         def change(core: Any, now: float) -> int:
-            code: int = core.books.tuning.set(name, number)
+            code: int = core.tune(name, number)
             core.books.categories.invalidate()
             return code
 

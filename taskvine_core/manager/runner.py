@@ -38,9 +38,9 @@ DATA_THREADS = 16
 #: Silence after which a data connection is given up.
 DATA_TIMEOUT_S = 60.0
 #: How often buffered log facts are written when the loop is busy.
-FLUSH_S = 1.0
+FLUSH_S = 0.5
 #: Facts formatted per busy turn at most, so that logs never delay a dispatch much.
-FLUSH_LIMIT = 20_000
+FLUSH_LIMIT = 4_000
 #: How long close() waits for the last messages to be written.
 CLOSE_PATIENCE_S = 5.0
 
@@ -109,6 +109,7 @@ class ManagerRunner:
         self._closing = False
         self._changed = threading.Condition()
         self._watchers = 0
+        self._unlogged = True
         self._next_flush = self._next_advert = self._next_perf = 0.0
         self._fatal: BaseException | None = None
         now = time.time()
@@ -258,7 +259,7 @@ class ManagerRunner:
         now = time.time()
         timeout = 0.0 if self._commands or self._events else self.core.next_deadline() - now
         if timeout > 0:
-            self._idle_work(now)
+            timeout = self._idle_work(now, timeout)
             self._sleeping = True
             if self._commands:  # posted between the check and now
                 self._sleeping = False
@@ -276,7 +277,8 @@ class ManagerRunner:
         for request in calls:
             self._answer(request, now)
         self._net.flush()
-        if changed:
+        if changed or calls:
+            self._unlogged = True
             self._notify()
         self._housekeeping(now)
 
@@ -300,20 +302,27 @@ class ManagerRunner:
         request.done.set()
 
     def _notify(self) -> None:
-        if self._watchers:
+        if self._watchers and (self.completed or self._arrivals or not self.core.tasks):
             with self._changed:
                 self._changed.notify_all()
 
-    def _idle_work(self, now: float) -> None:
-        if self.observer.flush(now, FLUSH_LIMIT):
-            self._next_flush = now
-        else:
-            self._next_flush = now + FLUSH_S
+    def _idle_work(self, now: float, timeout: float) -> float:
+        """Write logs when the loop has nothing better to do, in batches; returns how long it may sleep."""
+        if not self._unlogged:
+            return timeout
+        if now >= self._next_flush:
+            self._flush_logs(now)
+            return timeout
+        return min(timeout, self._next_flush - now)
+
+    def _flush_logs(self, now: float) -> None:
+        left = self.observer.flush(now, FLUSH_LIMIT)
+        self._unlogged = bool(left)
+        self._next_flush = now + (0.0 if left else FLUSH_S)
 
     def _housekeeping(self, now: float) -> None:
-        if now >= self._next_flush:
-            self._next_flush = now + FLUSH_S
-            self.observer.flush(now, FLUSH_LIMIT)
+        if now >= self._next_flush and self._unlogged:
+            self._flush_logs(now)
         if now >= self._next_perf:
             self._next_perf = now + self.core.books.tuning.perf_log_interval_s
             self.core.refresh_stats()

@@ -90,15 +90,19 @@ class WaitingMixin(ManagerBase):
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
 
             def over() -> bool:
-                return bool(completed) or (runner.core.idle_for_program()
+                return bool(completed) or (self._nothing_left()
                                            and (timeout_s is None or self._happened() != before))
 
             in_time = runner.pump(over, left_s)
             task = self._take(wanted)
             if task is not None or not in_time:
                 return task
-            if not completed and runner.core.idle_for_program():
+            if not completed and self._nothing_left():
                 return None
+
+    def _nothing_left(self) -> bool:
+        """No task anywhere: a submit that the background thread has not seen yet counts as a task."""
+        return len(self._tasks) == len(self._finished) and self._runner.core.idle_for_program()
 
     def _happened(self) -> int:
         """Grows with every event that counts for returning early."""
