@@ -22,7 +22,7 @@ from taskvine_core.errors import UsageError
 from taskvine_core.manager import checks
 from taskvine_core.manager.events import TaskOutcome
 from taskvine_core.manager.file import Claims, File
-from taskvine_core.manager.mounting import Mounted, apply_keywords, check_file, freeze_mounts, mounted
+from taskvine_core.manager.mounting import Mounted, apply_keywords, check_file, freeze_mounts, links_for_outputs, mounted
 from taskvine_core.model.tasks import KIND_COMMAND, TaskSpec
 from taskvine_core.resources import NOTHING_SET
 
@@ -224,6 +224,7 @@ class Description:
                 file.announce()
         if self._outputs:
             self._claim_for_temps()
+            inputs = links_for_outputs(inputs, outputs)
         env = tuple(self._env.items()) if self._env else ()
         features = tuple(self._features) if self._features else ()
         settings = self._settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from taskvine_core.constants import VINE_MINI_TASK, VINE_URL
+from taskvine_core.constants import VINE_MINI_TASK, VINE_MOUNT_SYMLINK, VINE_URL
 from taskvine_core.errors import UsageError, UsageTypeError
 from taskvine_core.manager import checks
 from taskvine_core.manager.file import File, FileHome, Hold
@@ -50,6 +50,19 @@ def freeze_mounts(mounts: list[Mounted], home: FileHome | None, kind: str) -> tu
         if len({file for file, remote, _, _ in mounts if remote == twice}) > 1 or kind == "output":
             raise UsageError(f"two {kind}s have the same remote_name {twice!r}", hint="give each its own name")
     return tuple([Mount(file._decl.name, remote, flags) for file, remote, flags, _ in mounts])
+
+
+def links_for_outputs(inputs: tuple[Mount, ...], outputs: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    """Inputs with those mounted as a symbolic link to a directory that an output is written into made hard links.
+
+    Through the link the command would write into the worker's cache, where others see it.
+    """
+    if not any(mount.flags & VINE_MOUNT_SYMLINK for mount in inputs):
+        return inputs
+    return tuple([
+        mount._replace(flags=mount.flags & ~VINE_MOUNT_SYMLINK)
+        if any(out.remote.startswith(f"{mount.remote.rstrip('/')}/") for out in outputs) else mount
+        for mount in inputs])
 
 
 def apply_keywords(task: Description, task_info: Mapping[str, Any]) -> None:

@@ -144,6 +144,15 @@ def test_files_of_another_manager_are_refused(manager, tmp_path):
             manager.submit(task)
 
 
+def test_a_directory_written_into_is_not_mounted_as_a_link(manager):
+    """The command would change the worker's cache through it."""
+    first, second = manager.declare_buffer("a"), manager.declare_buffer("b")
+    task = vine.Task("x", outputs={manager.declare_temp(): "dir/out"})
+    task.add_input(first, "dir", mount_symlink=True)
+    task.add_input(second, "directory", mount_symlink=True)
+    assert [m.flags for m in frozen(manager, task).inputs] == [0, vine.VINE_MOUNT_SYMLINK]
+
+
 def test_environments_nest_with_the_last_outermost(manager):
     first, second = manager.declare_temp(), manager.declare_temp()
     task = vine.Task("run")
