@@ -19,7 +19,6 @@ Rules for the caller (manager core and runner):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.protocol.messages import Measured, WorkerHello
@@ -39,8 +38,8 @@ CATEGORY_MIN = "MIN"
 CATEGORY_FIRST = "FIRST"
 
 
-class Observer(Protocol):
-    """Receives facts. Implementations: ``NullObserver`` here, ``LogBook`` in logbook.py."""
+class Observer:
+    """Receives facts; every method here forgets. Implementations: ``NullObserver`` here, ``LogBook`` in logbook.py."""
 
     # ------------------------------------------------------------------ manager
 
@@ -166,6 +165,7 @@ class Observer(Protocol):
 
         Call it when the manager idles, and at the latest once a second.
         """
+        return 0
 
     def close(self) -> None:
         """Write everything and close; call once, after ``manager_end``."""
@@ -173,6 +173,3 @@ class Observer(Protocol):
 
 class NullObserver(Observer):
     """Forgets everything: for simulations and measurements of the core alone."""
-
-    def flush(self, now: float, limit: int | None = None) -> int:
-        return 0
