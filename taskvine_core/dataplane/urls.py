@@ -69,7 +69,8 @@ def fetch_url(url: str, dest: Path, *, timeout_s: float, cancel: Cancel, room: R
         dest: does not exist, its directory does; the caller renames it afterwards.
         timeout_s: longest silence of the server.
         cancel: polled at least every 0.5 s.
-        room: asked with the size in bytes, once when it is announced, else again as the object grows.
+        room: asked with the size in bytes, once when it is announced, else again as the object grows; for http and
+            ftp in another thread, while the caller waits here.
 
     Returns:
         What it is, with the digest of what was written.

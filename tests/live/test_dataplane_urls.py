@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -151,6 +153,60 @@ def test_a_cancelled_download_ends_within_half_a_second(web: str, tmp_path: Path
         get(f"{web}/stall", tmp_path / "x", cancel=lambda: True)
     assert time.monotonic() - start < 0.75
     assert os.listdir(tmp_path) == []
+
+
+def speak_ftp(listener: socket.socket, announced: int, open_controls: list[socket.socket]) -> None:
+    """One passive binary download of BODY, as far as urllib needs it."""
+    control, _ = listener.accept()
+    open_controls.append(control)
+    with control.makefile("rwb", buffering=0) as line, socket.create_server(("127.0.0.1", 0)) as data:
+        port = data.getsockname()[1]
+        answers = {"USER": "331 who", "PASS": "230 in", "TYPE": "200 ok", "CWD": "250 ok", "PWD": '257 "/"',
+                   "QUIT": "221 bye", "PASV": f"227 at (127,0,0,1,{port // 256},{port % 256})",
+                   "RETR": f"150 sending ({announced} bytes)"}
+        line.write(b"220 hello\r\n")
+        while words := line.readline().split():
+            command = words[0].decode()
+            if words[-1] == b"bad":
+                line.write(b"550 no such file\r\n")
+                continue
+            line.write(answers.get(command, "500 what").encode() + b"\r\n")
+            if command == "RETR":
+                connection, _ = data.accept()
+                with connection:
+                    connection.sendall(BODY)
+                line.write(b"226 done\r\n")
+
+
+@pytest.fixture
+def ftp(request: pytest.FixtureRequest) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        controls: list[socket.socket] = []
+        thread = threading.Thread(target=speak_ftp, args=(listener, getattr(request, "param", len(BODY)), controls))
+        thread.start()
+        yield f"ftp://127.0.0.1:{listener.getsockname()[1]}/dir"
+        for control in controls:  # urllib leaves it open after an error, until the exception is forgotten
+            with contextlib.suppress(OSError):
+                control.shutdown(socket.SHUT_RDWR)
+            control.close()
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+
+
+def test_ftp_objects_arrive_whole(ftp: str, tmp_path: Path) -> None:
+    assert get(f"{ftp}/good", tmp_path / "x") == hash_object(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("ftp", [len(BODY) + 1], indirect=True)
+def test_ftp_objects_shorter_than_announced_are_none(ftp: str, tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError):
+        get(f"{ftp}/good", tmp_path / "x")
+
+
+def test_ftp_refusals_come_in_the_words_of_the_server(ftp: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such file"):
+        get(f"{ftp}/bad", tmp_path / "x")
 
 
 def test_nobody_there_is_a_source_error(tmp_path: Path) -> None:
