@@ -55,19 +55,19 @@ class LocalBatch(BatchSystem):
         self._directory = directory
         self._clock = clock
         self._jobs: dict[str, _Local] = {}
-        self._looked = False
+        self._first_look: float | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def submit_many(self, requests: Sequence[JobRequest]) -> list[SubmitResult]:
         """See `BatchSystem`. A command that is not there is refused here, not found out by its death."""
-        self._adopt_once()
+        self._adopt()
         return [self._submit(request) for request in requests]
 
     def poll_many(self, factory_id: str) -> list[JobStatus]:
         """See `BatchSystem`."""
         if factory_id != self._factory_id:
             return []
-        self._adopt_once()
+        self._adopt()
         now = self._clock()
         fallen = [job for job in self._jobs.values() if job.ended_at is None and self._ended(job, now)]
         self._sweep({job.tag.text() for job in fallen if job.exit_code != 0})
@@ -78,7 +78,7 @@ class LocalBatch(BatchSystem):
 
     def cancel_many(self, jobs: Sequence[JobHandle], *, force: bool) -> None:
         """See `BatchSystem`. Politely: the job's first process only, so that it can finish what it runs."""
-        self._adopt_once()
+        self._adopt()
         for handle in jobs:
             job = self._jobs.get(handle.tag.intent_id)
             if job is not None and job.ended_at is None and not self._ended(job, self._clock()):
@@ -117,15 +117,20 @@ class LocalBatch(BatchSystem):
         self._jobs[intent_id] = _Local(request.tag, child.pid, ticks, self._clock(), child)
         return SubmitResult(intent_id, str(child.pid), None)
 
-    def _adopt_once(self) -> None:
-        """Find what an earlier factory of this id left running. Later jobs are all ours: one look is enough."""
-        if self._looked:
+    def _adopt(self) -> None:
+        """Find what an earlier factory of this id left running.
+
+        Looked for until nothing of it can show up any more: one that was being started when its factory was killed
+        has its tag a moment later. After that all jobs are ours and known.
+        """
+        now = self._clock()
+        if self._first_look is not None and now - self._first_look > self.settles_s:
             return
         try:
             processes = proc.tagged_processes(self._factory_id + "/")
         except OSError as problem:
             raise BatchUnavailable("cannot look for local workers in /proc", said=str(problem)) from problem
-        self._looked = True
+        self._first_look = now if self._first_look is None else self._first_look
         for process in processes:
             tag = JobTag.parse(process.tag)
             if process.is_job and tag is not None and tag.intent_id not in self._jobs:

@@ -79,4 +79,5 @@ def _tagged(pid: int, prefix: str) -> TaggedProcess | None:
     ticks = start_ticks(pid)
     if ticks is None or not tag.startswith(prefix):
         return None
-    return TaggedProcess(pid, ticks, tag, own_pid == str(pid))
+    # No pid variable at all: the job itself, in the moment before its shell becomes the command.
+    return TaggedProcess(pid, ticks, tag, own_pid in ("", str(pid)))
