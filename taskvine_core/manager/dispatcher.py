@@ -192,9 +192,8 @@ class Dispatcher:
         while candidates:
             worker = candidates[0]
             position = placement.most_local(shape, worker)
-            if position:
-                task = next(t for at, t in shape.top(position + 1) if at == position)
-            if self._place_on(task, shape, position, worker):
+            best = shape.at(position) if position else task
+            if self._place_on(best, shape, position, worker):
                 return True
             candidates.popleft()
         return False

@@ -81,6 +81,10 @@ class Shape:
             if task.shape is self:
                 yield position, task
 
+    def at(self, position: int) -> TaskRecord:
+        """The task at a position that top() gave."""
+        return self.levels[self.order[0]][position]
+
     def take(self, position: int = 0) -> None:
         """Remove the task at a position of the best level."""
         queue = self.levels[self.order[0]]

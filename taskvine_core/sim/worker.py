@@ -149,6 +149,8 @@ class SimWorker:
 
     def _start_what_can(self) -> None:
         for order in list(self.queue):
+            if self.in_use.cores >= self.hello.resources.cores and not order.allocation.gpus:
+                continue
             if not all(mount.name in self.cache for mount in order.spec.inputs):
                 continue
             if not self.in_use.plus(order.allocation).fits_in(self.hello.resources):

@@ -7,9 +7,10 @@ seeded faults. Checks the core's invariants after every event when asked to. Eve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from random import Random
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from taskvine_core.constants import VINE_RESULT_CANCELLED, VINE_TEMP, VINE_URL
@@ -41,9 +42,12 @@ class Faults(NamedTuple):
     duplicate_message: float = 0.0
 
 
+WHO = {msg.SOURCE_MANAGER: "manager to workers", msg.SOURCE_PEER: "worker to worker", msg.SOURCE_URL: "origin to workers"}
 LATENCY_S = 0.001
 BANDWIDTH_BYTES_S = 500e6
 STUCK_S = 5_000.0
+#: Characters of the events shown when something breaks.
+MAX_SHOWN = 2_000
 
 
 class SimulationError(AssertionError):
@@ -51,10 +55,20 @@ class SimulationError(AssertionError):
 
 
 class World:
-    """One simulation."""
+    """One simulation.
+
+    Args:
+        seed: everything follows from it.
+        faults: what goes wrong; nothing by default.
+        check: look at the core's invariants after every event (slow: for hundreds of tasks, not for a million).
+        run_time: seconds one execution takes.
+        large_outputs: outputs are too large to travel inside messages.
+        keep_outcomes: remember every TaskOutcome in ``outcomes``; off for a million tasks.
+    """
 
     def __init__(self, seed: int, *, faults: Faults | None = None, check: bool = True,
-                 run_time: Callable[[Random], float] | None = None, large_outputs: bool = False) -> None:
+                 run_time: Callable[[Random], float] | None = None, large_outputs: bool = False,
+                 keep_outcomes: bool = True) -> None:
         self.seed = seed
         self.rng = Random(seed)
         self.faults = faults or Faults()
@@ -70,14 +84,22 @@ class World:
         self.outcomes: dict[int, ev.TaskOutcome] = {}
         self.on_complete: Callable[[ev.TaskOutcome], None] = lambda outcome: None
         self.contents: dict[str, bytes] = {}
-        self.submitted: set[int] = set()
+        self.submitted = 0
+        self.unfinished: set[int] = set()
+        self.results: Counter[int] = Counter()
+        self.keep_outcomes = keep_outcomes
         self.executions: Counter[int] = Counter()
+        self.moved: Counter[str] = Counter()  # bytes by whom
         self.events = 0
+        self.core_s = 0.0  # wall time inside the core
+        self.longest_turn_s = 0.0
         self._keys = count(1)
         self._expected: dict[int, ev.ExpectUpload] = {}
         self._cancelled: set[int] = set()
         self._to_manager: list[ev.Event] = []
         self._delivery_planned = False
+        self._to_workers: list[tuple[int, Any]] = []
+        self._to_workers_at = 0.0
         self._tick_at = float("inf")
         self._walls: set[tuple[int, int]] = set()
 
@@ -94,7 +116,8 @@ class World:
 
     def started(self, order: msg.Dispatch) -> None:
         """A worker started a task."""
-        self.executions[order.task_id] += 1
+        if self.keep_outcomes:
+            self.executions[order.task_id] += 1
 
     def check_content(self, name: str, sha256: bytes) -> None:
         """A task is about to read an input: it must be the real thing."""
@@ -108,11 +131,16 @@ class World:
         """Events for the core, now."""
         self.events += len(events)
         try:
+            started = perf_counter()
             actions = self.core.handle_all(events, self.clock.now)
+            spent = perf_counter() - started
+            self.core_s += spent
+            self.longest_turn_s = max(self.longest_turn_s, spent)
             if self.check:
                 check_invariants(self.core)
         except Exception as error:
-            raise SimulationError(f"seed {self.seed}, t={self.clock.now - 1e9:.3f}, {events!r}: {error!r}") from error
+            raise SimulationError(f"seed {self.seed}, t={self.clock.now - 1e9:.3f}, {repr(events)[:MAX_SHOWN]}: "
+                                  f"{error!r}") from error
         for action in actions:
             self._act(action)
         self._plan_tick()
@@ -150,9 +178,7 @@ class World:
 
     def _act(self, action: ev.Action) -> None:
         if isinstance(action, ev.Send):
-            worker, message = self.workers.get(action.key), action.message
-            if worker is not None:
-                self.clock.after(LATENCY_S, lambda: worker.receive(message))
+            self._to_worker(action.key, action.message)
         elif isinstance(action, ev.Complete):
             self._complete(action.outcome)
         elif isinstance(action, ev.ExpectUpload):
@@ -162,10 +188,28 @@ class World:
         elif isinstance(action, ev.Disconnect):
             self._cut(action.key)
 
+    def _to_worker(self, key: int, message: Any) -> None:
+        """After the link's latency; messages of one moment share one entry of the clock."""
+        due = self.clock.now + LATENCY_S
+        if due != self._to_workers_at:
+            batch: list[tuple[int, Any]] = []
+            self._to_workers, self._to_workers_at = batch, due
+            self.clock.at(due, lambda: self._hand_out(batch))
+        self._to_workers.append((key, message))
+
+    def _hand_out(self, batch: list[tuple[int, Any]]) -> None:
+        for key, message in batch:
+            worker = self.workers.get(key)
+            if worker is not None:
+                worker.receive(message)
+
     def _complete(self, outcome: ev.TaskOutcome) -> None:
-        if outcome.task_id in self.outcomes or outcome.task_id not in self.submitted:
+        if outcome.task_id not in self.unfinished:
             raise SimulationError(f"seed {self.seed}: task {outcome.task_id} came back twice or was never submitted")
-        self.outcomes[outcome.task_id] = outcome
+        self.unfinished.discard(outcome.task_id)
+        self.results[outcome.result] += 1
+        if self.keep_outcomes:
+            self.outcomes[outcome.task_id] = outcome
         self.on_complete(outcome)
 
     # ------------------------------------------------------------------ workers come and go
@@ -216,6 +260,7 @@ class World:
             if source is None or held is None or self._walled(source, dest) or self.chance("bad_source"):
                 dest.fetch_failed(order, msg.BLAME_SOURCE, "peer does not answer")
                 return
+            self.moved[WHO[order.where]] += held[0]
             dest.fetched(order, held[0], held[1])
             return
         if self.chance("disk_full"):
@@ -223,8 +268,9 @@ class World:
         elif order.where == msg.SOURCE_URL and self.chance("url_fails"):
             dest.fetch_failed(order, msg.BLAME_OBJECT, "HTTP 503")
         else:
-            sha = self.contents.get(order.name, b"")
-            dest.fetched(order, max(order.size_bytes, 0) or OUTPUT_BYTES, sha)
+            size = max(order.size_bytes, 0) or OUTPUT_BYTES
+            self.moved[WHO[order.where]] += size
+            dest.fetched(order, size, self.contents.get(order.name, b""))
 
     def _walled(self, a: SimWorker, b: SimWorker) -> bool:
         pair = (min(a.key, b.key), max(a.key, b.key))
@@ -248,6 +294,7 @@ class World:
             error = "connection lost" if broken else ""
             if not broken:
                 self.check_content(order.name, sha256)
+                self.moved["workers to manager"] += size
             self.tell(ev.UploadEnded(order.transfer_id, size, sha256, False, error))
 
         self.clock.after(LATENCY_S + size / BANDWIDTH_BYTES_S, arrive)
@@ -268,12 +315,20 @@ class World:
 
     def submit(self, spec: TaskSpec) -> int:
         """The program submits a task."""
-        task_id = self.new_task_id()
-        self.submitted.add(task_id)
-        for mount in spec.outputs:
-            self.contents[mount.name] = digest_of(spec.command, mount.name)
-        self.tell(ev.Submit(task_id, spec))
-        return task_id
+        return self.submit_many([spec])[0]
+
+    def submit_many(self, specs: Sequence[TaskSpec]) -> list[int]:
+        """The program submits tasks faster than the manager's turns; their ids."""
+        events = []
+        for spec in specs:
+            task_id = self.new_task_id()
+            self.submitted += 1
+            self.unfinished.add(task_id)
+            for mount in spec.outputs:
+                self.contents[mount.name] = digest_of(spec.command, mount.name)
+            events.append(ev.Submit(task_id, spec))
+        self.tell(*events)
+        return [event.task_id for event in events]
 
     def outcomes_cancelled(self) -> bool:
         """Was any task cancelled? Consumers of its outputs may then lack an input."""
@@ -286,10 +341,10 @@ class World:
         end = self.clock.now + limit_s
         while not until():
             if self.clock.next_time() > end:
-                waiting = len(self.submitted) - len(self.outcomes)
-                raise SimulationError(f"seed {self.seed}: stuck with {waiting} tasks after {limit_s} s of virtual time")
+                raise SimulationError(f"seed {self.seed}: stuck with {len(self.unfinished)} tasks after {limit_s} s of "
+                                      f"virtual time, e.g. {sorted(self.unfinished)[:5]}")
             self.clock.step()
 
     def run_to_end(self, limit_s: float = STUCK_S) -> None:
         """Until every submitted task has come back."""
-        self.run(lambda: len(self.outcomes) == len(self.submitted), limit_s)
+        self.run(lambda: not self.unfinished, limit_s)
