@@ -41,6 +41,8 @@ class Books:
         self.index = WorkerIndex()
         self.out: list[Action] = []
         self.now = 0.0
+        #: The manager's own time per task lately, µs, as the runner measures it; for the capacity estimate.
+        self.own_us_per_task = 1
         self._last_transfer = 0
 
     def send(self, worker: WorkerRecord, message: Message) -> None:

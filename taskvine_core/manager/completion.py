@@ -23,12 +23,14 @@ from taskvine_core.constants import (
     VINE_TEMP,
     combine_results,
 )
+from taskvine_core.manager.balance import Balance
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.categories import RETRY_MAX
 from taskvine_core.manager.dispatcher import Dispatcher
 from taskvine_core.manager.events import StoreInline, UploadEnded
 from taskvine_core.manager.records import PRIORITY_EXHAUSTION, FileRecord, TaskRecord, Transfer, WorkerRecord
 from taskvine_core.manager.staging import Staging
+from taskvine_core.manager.stats import CapacityEstimator
 from taskvine_core.model.tasks import Mount
 from taskvine_core.protocol.messages import OutputReport, TaskDone, Unlink
 from taskvine_core.resources import Resources
@@ -44,8 +46,10 @@ STDOUT_AT_RUNNER = "transfer:"
 class Completion:
     """Ends attempts."""
 
-    def __init__(self, books: Books, dispatcher: Dispatcher, staging: Staging) -> None:
+    def __init__(self, books: Books, dispatcher: Dispatcher, staging: Staging, balance: Balance) -> None:
         self.books = books
+        self.balance = balance
+        self.capacity = CapacityEstimator()
         self.dispatcher = dispatcher
         self.staging = staging
 
@@ -90,6 +94,7 @@ class Completion:
         stats = books.stats
         micros = int(spent * 1e6)
         stats.time_workers_execute += micros
+        self.capacity.report(micros, 0, books.own_us_per_task, run.allocation)
         if not message.result and not message.exit_code:
             stats.time_workers_execute_good += micros
         elif message.result in (VINE_RESULT_RESOURCE_EXHAUSTION, VINE_RESULT_SANDBOX_EXHAUSTION):
@@ -137,8 +142,7 @@ class Completion:
         books.observer.cache_update(books.now, worker.key, file.name, file.decl.kind, file.level, report.size_bytes, 0.0,
                                     books.now, 0)
         self.staging.mark_ready(file, worker, report.size_bytes, report.sha256)
-        if file.ready < books.tuning.temp_replica_count:
-            self.staging.wants_copies(file)
+        self.balance.arrived(file, worker)
 
     def _retrieve(self, task: TaskRecord, worker: WorkerRecord, file: FileRecord, mount: Mount, report: OutputReport) -> None:
         """Bring an output of a file or buffer to the program, and account for the copy that stays at the worker."""
@@ -223,6 +227,7 @@ class Completion:
             self._exhausted(task, decision == RETRY_MAX, label_max=False)
         else:
             self._learn(task)
+            self.balance.released(task)
             self.dispatcher.finish(task)
 
     def _exhausted(self, task: TaskRecord, again: bool, *, label_max: bool) -> None:

@@ -17,6 +17,7 @@ from taskvine_core.constants import VINE_RESULT_INPUT_MISSING, VINE_TEMP
 from taskvine_core.logs.observer import NullObserver, Observer
 from taskvine_core.manager import events as ev
 from taskvine_core.manager import report
+from taskvine_core.manager.balance import Balance
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.categories import Categories
 from taskvine_core.manager.completion import MAX_STRIKES, Completion
@@ -41,12 +42,13 @@ class ManagerCore:
     def __init__(self, *, manager_id: str, name: str = "", observer: Observer | None = None, rng: Random,
                  new_task_id: Callable[[], int], data_port: int = 0) -> None:
         books = self.books = Books(observer or NullObserver(), rng, new_task_id)
-        self.placement = Placement(books.tuning, books.categories, books.files, books.workers, books.index, books.rng)
+        self.placement = Placement(books.tuning, books.categories, books.files, books.workers, books.index, books.ready, books.rng)
         self.lineage = Lineage(books, self)
         self.staging = Staging(books, self)
         self.lineage.staging = self.staging
         self.dispatcher = Dispatcher(books, self.placement, self.lineage, self.staging)
-        self.completion = Completion(books, self.dispatcher, self.staging)
+        self.balance = Balance(books, self.staging)
+        self.completion = Completion(books, self.dispatcher, self.staging, self.balance)
         self.fleet = Fleet(books, self.dispatcher, self.placement, self.staging, manager_id, name, self._lost_uploads)
         self.fleet.data_port = data_port
         self.manager_id = manager_id
@@ -273,6 +275,10 @@ class ManagerCore:
         """A first replica is ready."""
         if file.waiters and file.available:
             self.lineage.wake(file)
+
+    def replica_arrived(self, file: FileRecord, worker: WorkerRecord) -> None:
+        """One more replica is complete."""
+        self.balance.arrived(file, worker)
 
     def file_lost(self, file: FileRecord) -> None:
         """The last replica is gone."""

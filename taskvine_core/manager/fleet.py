@@ -54,7 +54,7 @@ class Fleet:
         self.draining: dict[int, WorkerRecord] = {}
         self._kinds: Counter[Resources] = Counter()
         self._patrol = 0.0
-        self._last_eviction = 0.0
+        self._last_eviction = self._next_large_check = 0.0
 
     # ------------------------------------------------------------------ joining
 
@@ -297,6 +297,7 @@ class Fleet:
         if expired:
             self._refresh_blocks()
         self._check_slow()
+        self._check_large()
         self._evict_one()
 
     def _check_silence(self, worker: WorkerRecord) -> None:
@@ -308,6 +309,18 @@ class Fleet:
         elif now - worker.last_heard >= tuning.keepalive_interval_s:
             worker.pinged = now
             self.books.send(worker, Ping(int(now)))
+
+    def _check_large(self) -> None:
+        """Tell about waiting tasks that ask for more than any connected worker has (section 9.6); nothing fails."""
+        books, largest = self.books, self.placement.largest
+        if largest is None or books.now < self._next_large_check:
+            return
+        self._next_large_check = books.now + books.tuning.large_task_check_interval_s
+        for name, index in (("cores", 0), ("MB of memory", 1), ("MB of disk", 2), ("gpus", 3)):
+            most = max((shape.resources[index] for shape in books.ready.shapes.values() if shape.count), default=0)
+            if most > largest[index]:
+                books.out.append(Notice(f"there are tasks that need {most} {name}; the largest connected worker has "
+                                        f"{largest[index]}: they wait until a larger one joins"))
 
     def _check_slow(self) -> None:
         """Tasks far slower than their category's mean are taken off; a second alarm in a row removes the worker."""

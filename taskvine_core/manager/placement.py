@@ -23,7 +23,7 @@ from taskvine_core.constants import (
 from taskvine_core.manager.allocation import allocate
 from taskvine_core.manager.categories import Categories
 from taskvine_core.manager.index import WorkerIndex
-from taskvine_core.manager.ready import Shape
+from taskvine_core.manager.ready import ReadyQueue, Shape
 from taskvine_core.manager.records import MB, FileRecord, TaskRecord, WorkerRecord
 from taskvine_core.manager.states import REPLICA_READY
 from taskvine_core.manager.tuning import Tuning
@@ -41,12 +41,13 @@ class Placement:
     """Answers "where could this run, and with what"."""
 
     def __init__(self, tuning: Tuning, categories: Categories, files: dict[str, FileRecord],
-                 workers: dict[int, WorkerRecord], index: WorkerIndex, rng: Random) -> None:
+                 workers: dict[int, WorkerRecord], index: WorkerIndex, ready: ReadyQueue, rng: Random) -> None:
         self.tuning = tuning
         self.categories = categories
         self.files = files
         self.workers = workers
         self.index = index
+        self.ready = ready
         self.rng = rng
         self.largest: Resources | None = None
         self.default_scheduler = VINE_SCHEDULE_FILES
@@ -59,6 +60,8 @@ class Placement:
         available_disk = worker.totals.disk_mb - worker.cache_mb
         if task.spec.inputs:
             available_disk -= self.input_bytes(task) // MB
+        if self.tuning.ramp_down_heuristic and self.ready.count < len(self.workers):
+            return self._allocate(task, worker.totals, available_disk, worker.totals.minus(worker.in_use))
         if category.mode >= VINE_ALLOCATION_MODE_GREEDY_BUCKETING:
             return self._allocate(task, worker.totals, available_disk)
         if shape.memo_version != category.version or len(shape.memo) > MEMO_MAX:
@@ -70,12 +73,14 @@ class Placement:
             found = shape.memo[key] = self._allocate(task, worker.totals, available_disk)
         return found
 
-    def _allocate(self, task: TaskRecord, totals: Resources, available_disk: int) -> Resources:
+    def _allocate(self, task: TaskRecord, totals: Resources, available_disk: int,
+                  ramp_down_free: Resources | None = None) -> Resources:
         category = self.categories.get(task.spec.category)
         request = task.spec.resources
         return allocate(request, category.effective_max(request, task.id, task.exhausted, self.largest),
                         category.effective_min(request, task.id, task.exhausted, self.largest),
-                        totals, available_disk, tuning=self.tuning, learned=category.learned(task.exhausted))
+                        totals, available_disk, tuning=self.tuning, learned=category.learned(task.exhausted),
+                        ramp_down_free=ramp_down_free)
 
     def input_bytes(self, task: TaskRecord) -> int:
         """Size of the task's inputs as far as known."""

@@ -74,6 +74,7 @@ def refresh_stats(core: ManagerCore) -> None:
         stats.set_range(Resources(*map(min, columns)), Resources(*map(max, columns)))
     else:
         stats.set_range(ZERO, ZERO)
+    core.completion.capacity.apply(stats)
     stats.inuse_cache = sum(w.cache_mb for w in workers)
 
 

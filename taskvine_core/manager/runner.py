@@ -8,6 +8,7 @@ thread (Ctrl-C in wait) can never leave the core half way through an event.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -101,7 +102,7 @@ class ManagerRunner:
         self._data = DataServer(secret=secret, role="manager", provider=self._effects, max_threads=DATA_THREADS,
                                 timeout_s=DATA_TIMEOUT_S, tls=data_tls, report=self._note)
         self.completed: deque[ev.TaskOutcome] = deque()
-        self.notices: deque[str] = deque(maxlen=1000)
+        self._notes: deque[str] = deque(maxlen=1000)  # strangers must not fill the memory
         self._arrivals: dict[str, ev.ContentsArrived] = {}
         self._commands: deque[ev.Event | _Call] = deque()
         self._events: list[ev.Event] = []
@@ -266,7 +267,9 @@ class ManagerRunner:
                 timeout = 0.0
         self._net.poll(timeout, now)
         self._sleeping = False
-        now = time.time()
+        slept, now = now, time.time()
+        self.core.books.stats.time_polling += int((now - slept) * 1e6)
+        before = self.core.books.stats.tasks_done
         calls = self._take_commands()
         if now >= self.core.next_deadline():
             self._events.append(ev.Tick())
@@ -281,6 +284,9 @@ class ManagerRunner:
             self._unlogged = True
             self._notify()
         self._housekeeping(now)
+        done = self.core.books.stats.tasks_done - before
+        if done:
+            self.core.books.own_us_per_task = max(1, int((time.time() - now) * 1e6 / done))
 
     def _take_commands(self) -> list[_Call]:
         """Posted events join the turn's events. Calls run after them; a command behind a call waits for the next turn."""
@@ -321,6 +327,9 @@ class ManagerRunner:
         self._next_flush = now + (0.0 if left else FLUSH_S)
 
     def _housekeeping(self, now: float) -> None:
+        while self._notes:
+            self.observer.note(now, self._notes.popleft())
+            self._unlogged = True
         if now >= self._next_flush and self._unlogged:
             self._flush_logs(now)
         if now >= self._next_perf:
@@ -371,8 +380,8 @@ class ManagerRunner:
             self._events.append(ev.WorkerGone(connection.key, reason))
 
     def _note(self, text: str) -> None:
-        """A sentence for the debug log; from any thread."""
-        self.notices.append(text)
+        """A sentence for the debug log; from any thread (the log itself belongs to the background thread)."""
+        self._notes.append(text)
 
     # ------------------------------------------------------------------ actions
 
@@ -406,8 +415,8 @@ class ManagerRunner:
         elif isinstance(action, ev.Disconnect):
             self._net.close_after_writing(action.key, action.reason)
         elif isinstance(action, ev.Notice):
+            print(f"vine_manager: {action.text}", file=sys.stderr)
             self._note(action.text)
-            self.observer.note(time.time(), action.text)
 
     def _send_local(self, action: ev.SendLocal) -> None:
         found = self._effects.read_local(action.decl)

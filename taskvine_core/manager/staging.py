@@ -73,6 +73,9 @@ class Needs(Protocol):
     def file_available(self, file: FileRecord) -> None:
         """A first replica is ready."""
 
+    def replica_arrived(self, file: FileRecord, worker: WorkerRecord) -> None:
+        """One more replica is complete, by an order of ours."""
+
     def file_lost(self, file: FileRecord) -> None:
         """No ready replica is left anywhere."""
 
@@ -148,7 +151,10 @@ class Staging:
             copies = ORIGIN_COPIES if self.peers_enabled and file.shareable else ORIGIN_COPIES_UNSHARED
             if file.origin_busy >= copies:
                 return False
-            self._fetch(file, worker, FROM_MANAGER, SOURCE_MANAGER, "")
+            if kind == VINE_FILE and self.books.tuning.load_from_shared_filesystem and not file.at_manager:
+                self._fetch(file, worker, FROM_MANAGER, SOURCE_URL, f"file://{file.decl.source}")
+            else:
+                self._fetch(file, worker, FROM_MANAGER, SOURCE_MANAGER, "")
             if kind == VINE_FILE and not file.at_manager:
                 self.books.out.append(CheckLocal(file.decl))
         elif kind == VINE_URL:
@@ -268,6 +274,7 @@ class Staging:
                                     message.wall_s, message.start, message.transfer_id)
         if worker.key in file.replicas:
             self.mark_ready(file, worker, message.size_bytes, message.sha256)
+            self.needs.replica_arrived(file, worker)
         self._kick(file)
         self.kick_some()
 
