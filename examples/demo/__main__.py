@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             record = workflow.Analysis(manager, progress).run(files, ranges)
         finally:
             progress.end()
-    record.peer_bytes = workflow.peer_bytes(Path(manager.logging_directory) / "transactions")
+    record.peer_bytes = workflow.peer_bytes(Path(manager.logging_directory) / "transactions", record.sent_bytes)
     verified = analysis.equal(record.result, workflow.single_process(files))
     paths = report.write(output, record, verified)
     print(report.format_table(report.table(record, verified)))

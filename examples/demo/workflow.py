@@ -26,7 +26,8 @@ TARGET_CHUNKS = 28
 MIN_EVENTS_PER_TASK = 10
 WHOLE_FILE = 2**62
 FAN_IN = 5
-MIN_WORKERS, MAX_WORKERS = 2, 4
+MIN_WORKERS = 2
+MAX_WORKERS = min(max(4, os.cpu_count() or 1), 8)
 WORKER_MEMORY_MB, WORKER_DISK_MB = 1000, 1000
 POLL_S = 0.5
 # Nothing finished for so long: something is wrong, say so instead of waiting for ever.
@@ -260,21 +261,22 @@ def make_factory(manager: Any, log_file: str) -> Any:
     return factory
 
 
-def peer_bytes(transactions: Path) -> int:
-    """Bytes that workers fetched from each other: all that they fetched less what the manager sent on request.
+def peer_bytes(transactions: Path, sent_bytes: int) -> int:
+    """Bytes that workers fetched from each other: all that they fetched, less what they fetched from the manager.
 
     Args:
-        transactions: the log of that name that the manager left; what was fetched or sent took some time there,
-            what a task produced or what travelled inside a message took none.
+        transactions: the log of that name that the manager left. What was fetched took some time there; what a
+            task produced took none, nor did a small input that travelled inside a message.
+        sent_bytes: all that the manager sent.
     """
-    fetched = sent = 0
+    fetched = inside_messages = 0
     for line in transactions.read_text().splitlines():
         match line.split():
-            case [_, _, "WORKER", _, "CACHE_UPDATE", _, size, wall_us, *_] if int(wall_us) > 0:
+            case [_, _, "WORKER", _, "CACHE_UPDATE", _, size, wall_us, _] if wall_us.isdigit() and int(wall_us) > 0:
                 fetched += int(size)
-            case [_, _, "WORKER", _, "TRANSFER", "INPUT", _, size, wall_us, *_] if int(wall_us) > 0:
-                sent += int(size)
-    return max(0, fetched - sent)
+            case [_, _, "WORKER", _, "TRANSFER", "INPUT", _, size, "0", _]:
+                inside_messages += int(size)
+    return max(0, fetched - (sent_bytes - inside_messages))
 
 
 def user_label() -> str:
