@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from taskvine_core.errors import VineError
+from taskvine_core.errors import DiscoveryError, VineError
 from taskvine_core.protocol.messages import WorkerHello
 from taskvine_core.resources import Resources
 from taskvine_core.worker import detect
@@ -56,6 +56,8 @@ def _serve(options: Options) -> int:
     if options.parent_death:
         parent_pid = os.getppid()
         prctl(PR_SET_PDEATHSIG, signal.SIGUSR2)
+        if os.getppid() != parent_pid:
+            raise DiscoveryError("the parent process is gone already", hint="start without --parent-death")
     workspace = open_workspace(options.workspace, options.keep_workspace, os.environ)
     say(f"vine_worker: creating workspace {workspace.path}")
     try:

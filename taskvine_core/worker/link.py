@@ -58,6 +58,7 @@ class Link:
         self._tls = tls
         self._session: Session | None = None
         self._phase = "connecting"
+        self.was_established = False    # a session that failed later no longer says so itself
         try:
             family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         except OSError as error:
@@ -171,6 +172,7 @@ class Link:
                 self._write(reply)
             if len(data) < RECEIVE_BYTES and not self._tls:
                 break           # the next call would only say "nothing"; epoll tells when there is more
+        self.was_established = self.was_established or session.established
         return messages, session.established and not before
 
     def send(self, messages: Sequence[Message]) -> None:

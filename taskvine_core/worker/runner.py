@@ -182,10 +182,11 @@ class Runner:
         """A signal came: which one does not matter, everything is looked at."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, WAKE_BYTES)
+        orphaned = self._settings.parent_pid and os.getppid() != self._settings.parent_pid
         while self._signals:
-            self._events.append(e.Terminate("sigterm", self._signals.popleft() == signal.SIGINT))
-        if self._settings.parent_pid and os.getppid() != self._settings.parent_pid:
-            self._events.append(e.Terminate("the parent process is gone", False))
+            number = self._signals.popleft()
+            why = "the parent process is gone" if orphaned else "sigterm"
+            self._events.append(e.Terminate(why, number == signal.SIGINT))
         self._reap()
 
     # ------------------------------------------------------------------------------------------- connection
@@ -249,7 +250,7 @@ class Runner:
         link = self._link
         if link is None:
             return
-        established = link.established
+        established = link.was_established
         self._close_link()
         if established:
             self._say(f"disconnected from manager {link.address[0]}:{link.address[1]}: {reason}")

@@ -222,9 +222,9 @@ class Warm:
         if self._program:
             return
         import importlib.util
-        from importlib.resources import files
 
-        source = files("taskvine_core.worker").joinpath("pyserver.py").read_bytes()
+        here: Any = __spec__.loader     # get_data() reads from a directory and from a zip alike
+        source = here.get_data(os.path.join(os.path.dirname(__file__), "pyserver.py"))
         path = f"{self._root}/temp/taskvine_pyserver.py"
         with open(path, "wb") as file:
             file.write(source)

@@ -45,6 +45,7 @@ class FakeManager:
         self.data = DataServer(secret=secret, role="manager", provider=self, max_threads=4, timeout_s=10.0)
         self.data_port = self.data.listen("127.0.0.1", 0)
         self.link: socket.socket | None = None
+        self.links: list[socket.socket] = []        # earlier ones stay open until close()
         self.session: Session | None = None
 
     # Provider of the data server -------------------------------------------------------------------------
@@ -65,6 +66,7 @@ class FakeManager:
         """Take a worker's connection up to its hello."""
         self.listener.settimeout(timeout_s)
         self.link, _ = self.listener.accept()
+        self.links.append(self.link)
         self.session = Session(secret=self.secret, role="manager", initiator=False, nonce=os.urandom(32))
         self.inbox = []
         hello = self.expect(m.WorkerHello, timeout_s=timeout_s)
@@ -117,7 +119,8 @@ class FakeManager:
             self.link = None
 
     def close(self) -> None:
-        self.drop()
+        for link in self.links:
+            link.close()
         self.listener.close()
         self.data.close()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_manager import FakeManager, WorkerProcess, command, dispatch, hash_object, put, python_task, wait_until
+
 from taskvine_core import constants as c
 from taskvine_core.model.tasks import KIND_PYTHON, RESULT_REMOTE, Mount, TaskSpec
 from taskvine_core.protocol import messages as m

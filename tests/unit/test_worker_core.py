@@ -6,6 +6,7 @@ import random
 from typing import Any, TypeVar
 
 import pytest
+
 from taskvine_core import constants as c
 from taskvine_core.errors import StateError
 from taskvine_core.model.tasks import Mount, TaskSpec
