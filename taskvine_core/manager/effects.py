@@ -60,7 +60,14 @@ class Effects:
 
     def read_local(self, decl: FileDecl) -> PutInline | ev.LocalMissing | None:
         """A small local file as a message; None when it has grown and must go over the data plane."""
-        path = decl.source
+        path: str | Path = decl.source
+        if not path:  # an output buffer that became an input
+            held = self.contents.get(decl.name)
+            if isinstance(held, bytes):
+                return PutInline(decl.name, decl.level, decl.mode or DEFAULT_MODE, b"", held)
+            if held is None:
+                return ev.LocalMissing(decl.name, f"input {decl.name}: its contents were forgotten")
+            path = held
         try:
             with open(path, "rb") as stream:
                 data = stream.read(INLINE_MAX_BYTES + 1)
@@ -148,7 +155,10 @@ class Effects:
             relayed = self._relayed.get(name)
         decl = self._decl_of(name)
         if relayed is None and (decl is None or not decl.source):
-            return None
+            held = self.contents.get(name)
+            if not isinstance(held, Path):
+                return None
+            relayed = held  # an output buffer that became an input
         path = relayed if relayed is not None else Path(decl.source if decl is not None else "")
         try:
             status = path.stat()

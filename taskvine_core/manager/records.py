@@ -10,7 +10,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from taskvine_core.constants import (
+    VINE_BUFFER,
     VINE_CACHE_LEVEL_TASK,
+    VINE_FILE,
     VINE_MINI_TASK,
     VINE_TASK_INITIAL,
     VINE_TASK_TYPE_STANDARD,
@@ -221,6 +223,12 @@ class FileRecord:
     def from_manager(self) -> bool:
         """Does the manager hold the bytes?"""
         return self.decl.kind not in (VINE_TEMP, VINE_URL, VINE_MINI_TASK) or self.at_manager
+
+    @property
+    def kept_locally(self) -> bool:
+        """A local file, or an output the runner keeps for the program (a buffer without content of its own)?"""
+        decl = self.decl
+        return decl.kind == VINE_FILE or (decl.kind == VINE_BUFFER and not decl.source and not decl.data)
 
     @property
     def needed(self) -> bool:

@@ -110,9 +110,9 @@ class Staging:
         if worker.key in file.replicas:
             return
         decl = file.decl
-        if decl.kind == VINE_BUFFER and not decl.source:
+        if decl.kind == VINE_BUFFER and decl.data:
             self._put(file, worker)
-        elif decl.kind == VINE_FILE and not decl.is_dir and 0 <= file.size <= INLINE_MAX_BYTES and not file.at_manager:
+        elif (file.kept_locally and not decl.is_dir and 0 <= file.size <= INLINE_MAX_BYTES and not file.at_manager):
             self.books.out.append(SendLocal(worker.key, decl._replace(level=file.level)))
             self.books.observer.put(self.books.now, worker.key, file.name, file.level, file.size, decl.mode)
             self.books.stats.bytes_sent += file.size
