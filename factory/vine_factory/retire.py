@@ -18,31 +18,32 @@ class RecentHigh:
 
     def __init__(self, window_s: float) -> None:
         self.window_s = window_s
-        self._falling: deque[tuple[float, int]] = deque()  # values fall from left to right: left is the maximum
-        self._start: float | None = None
+        self._past: deque[tuple[float, int]] = deque()  # (until when it was wanted, value): values fall, times rise
+        self._current: int | None = None
+        self._start = 0.0
 
     def note(self, wanted: int, now: float) -> None:
-        """Add one reading at ``now`` (seconds, not before the last one)."""
-        if self._start is None:
+        """Add one reading at ``now`` (seconds, not before the last one); it holds until the next."""
+        if self._current is None:
             self._start = now
-        while self._falling and self._falling[-1][1] < wanted:
-            self._falling.pop()
-        if not self._falling or self._falling[-1][1] != wanted:  # an equal one is in force since its own time
-            self._falling.append((now, wanted))
-        # A value was in force until the next one: drop it only when its successor is older than the window.
-        while len(self._falling) > 1 and self._falling[1][0] <= now - self.window_s:
-            self._falling.popleft()
+        elif self._current != wanted:
+            while self._past and self._past[-1][1] <= self._current:
+                self._past.pop()
+            self._past.append((now, self._current))
+        self._current = wanted
 
     def forget(self) -> None:
         """Something became unknown: the window starts anew."""
-        self._falling.clear()
-        self._start = None
+        self._past.clear()
+        self._current = None
 
     def value(self, now: float) -> int | None:
         """The maximum, or None while the window is not complete."""
-        if self._start is None or now - self._start < self.window_s:
+        if self._current is None or now - self._start < self.window_s:
             return None
-        return self._falling[0][1]
+        while self._past and self._past[0][0] <= now - self.window_s:
+            self._past.popleft()
+        return max(self._current, self._past[0][1]) if self._past else self._current
 
 
 def choose_queued(jobs: Iterable[Job], count: int) -> list[Job]:

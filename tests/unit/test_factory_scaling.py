@@ -1,0 +1,252 @@
+"""Packing, limits, the hysteresis window, retirement and health: pure rules, compared with brute force where small."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from taskvine_core.errors import StateError
+from taskvine_core.resources import Resources
+from vine_factory import defaults, limits
+from vine_factory.demand import WorkerFacts
+from vine_factory.explain import Decision, sentence
+from vine_factory.health import Fault, PoolHealth, backoff_s
+from vine_factory.jobs import TABLE, Fact, Job, JobState, advance
+from vine_factory.packing import pack
+from vine_factory.retire import RecentHigh, choose_idle, choose_queued
+
+CALM = limits.Situation(wanted=5, active=5, leaving=0, waiting=0, minimum=0, maximum=100, per_cycle=0, unknown="",
+                        recent_high=0, window_s=60, health_new=None, health_reason="")
+
+
+def target(**fields: object) -> int:
+    return limits.apply(CALM._replace(**fields))[0]  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ packing
+
+
+def satisfied(row: tuple[int, ...], given: tuple[int, ...]) -> bool:
+    return sum(n / need for n, need in zip(given, row, strict=True) if need) >= 1 - 1e-9
+
+
+@pytest.mark.parametrize("row", list(itertools.product(range(5), repeat=2)))
+def test_one_manager_gets_enough_and_no_worker_too_many(row: tuple[int, int]) -> None:
+    for room in itertools.product(range(6), repeat=2):
+        wanted = tuple(pack([row], room))
+        if any(row):
+            assert satisfied(row, wanted)
+            for pool in range(2):
+                if wanted[pool]:
+                    less = tuple(n - (i == pool) for i, n in enumerate(wanted))
+                    assert not satisfied(row, less), (row, room, wanted)
+        else:
+            assert wanted == (0, 0)
+
+
+def test_earlier_pools_are_filled_first_and_only_the_last_exceeds_its_room() -> None:
+    assert pack([[10, 5]], [4, 100]) == [4, 3]
+    assert pack([[10, 5]], [4, 1]) == [4, 3]
+    assert pack([[10, 0]], [4, 9]) == [10, 0]
+
+
+def test_needs_of_managers_add_up() -> None:
+    assert pack([[3], [4], [0]], [100]) == [7]
+
+
+# ------------------------------------------------------------------------------------------------- limits
+
+
+def test_nothing_to_say_leaves_the_number_and_no_step() -> None:
+    assert limits.apply(CALM) == (5, ())
+
+
+def test_the_order_of_the_limits_is_this() -> None:
+    assert [name for name, _ in limits.CHAIN] == ["min", "max", "unknown", "hysteresis", "health", "per-cycle"]
+
+
+def test_max_beats_min() -> None:
+    assert target(wanted=0, minimum=9, maximum=7, active=0) == 7
+
+
+def test_leaving_workers_keep_their_places() -> None:
+    assert target(wanted=50, maximum=10, leaving=4, active=6) == 6
+
+
+def test_never_shrink_on_unknown() -> None:
+    assert target(wanted=0, active=8, unknown="m does not answer") == 8
+
+
+def test_unknown_does_not_hinder_growth() -> None:
+    assert target(wanted=12, active=8, unknown="m does not answer") == 12
+
+
+def test_no_shrinking_while_the_window_is_incomplete() -> None:
+    assert target(wanted=0, active=8, recent_high=None) == 8
+
+
+def test_shrinking_stops_at_what_was_needed_lately() -> None:
+    assert target(wanted=0, active=8, recent_high=3) == 3
+
+
+def test_a_tripped_pool_grows_by_what_health_allows() -> None:
+    assert target(wanted=20, active=8, health_new=1, health_reason="x") == 9
+    assert target(wanted=20, active=8, health_new=0, health_reason="x") == 8
+
+
+def test_per_cycle_bounds_the_unconnected() -> None:
+    assert target(wanted=20, active=8, per_cycle=5, waiting=3) == 10
+    assert target(wanted=20, active=8, per_cycle=5, waiting=7) == 8
+
+
+def test_every_limit_that_acts_gives_its_reason_and_they_join_up() -> None:
+    rng = random.Random(1)
+    for _ in range(2000):
+        situation = CALM._replace(
+            wanted=rng.randrange(30), active=rng.randrange(30), leaving=rng.randrange(5), waiting=rng.randrange(9),
+            minimum=rng.randrange(6), maximum=rng.randrange(1, 20), per_cycle=rng.choice([0, 5]),
+            unknown=rng.choice(["", "x"]), recent_high=rng.choice([None, rng.randrange(30)]),
+            health_new=rng.choice([None, 0, 1]))
+        number, steps = limits.apply(situation)
+        before = situation.wanted
+        for step in steps:
+            assert step.before == before != step.after
+            assert step.reason or step.limit == "health"
+            before = step.after
+        assert before == number
+        assert number >= situation.active or not situation.unknown
+        assert number <= max(situation.active, situation.maximum - situation.leaving, 0)
+
+
+def test_the_sentence_has_every_step_and_its_reason() -> None:
+    number, steps = limits.apply(CALM._replace(wanted=900, active=400, maximum=500, per_cycle=12, waiting=0))
+    text = sentence(Decision("p", (("m:1", 900, True),), 900, 400, 0, number, steps))
+    assert "m:1 can use 900" in text
+    assert "max: 900 -> 500 because the pool holds at most 500" in text
+    assert "per-cycle: 500 -> 412" in text
+    assert text.endswith("target 412")
+
+
+# ----------------------------------------------------------------------------------------- the window, retire
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_window_agrees_with_a_rescan_of_all_readings(seed: int) -> None:
+    rng = random.Random(seed)
+    window, history, now = RecentHigh(10.0), [], 0.0
+    for _ in range(300):
+        now += rng.choice([0.1, 1.0, 4.0])
+        value = rng.randrange(6)
+        window.note(value, now)
+        history.append((now, value))
+        expected = None
+        if now - history[0][0] >= 10.0:  # a reading holds until the next one
+            ends = [at for at, _ in history[1:]] + [math.inf]
+            expected = max(value for (_, value), end in zip(history, ends, strict=True) if end > now - 10.0)
+        assert window.value(now) == expected
+
+
+def test_something_unknown_starts_the_window_anew() -> None:
+    window = RecentHigh(10.0)
+    window.note(0, 0.0)
+    window.forget()
+    window.note(0, 9.0)
+    assert window.value(12.0) is None
+    assert window.value(19.0) == 0
+
+
+def connected(name: str, state: str = "idle", sole: int = 0, cache: int = 0, idle_s: float = 1.0) -> Job:
+    facts = WorkerFacts("w" + name, name, "h", state, idle_s, int(state == "busy"), cache, sole, Resources(1, 1, 1, 0))
+    return Job(name, "p", 0.0, JobState.CONNECTED, worker=facts)
+
+
+def test_cheapest_data_leaves_first_and_busy_workers_never() -> None:
+    jobs = [connected("sole", sole=5), connected("cache", cache=9), connected("long", idle_s=99), connected("short"),
+            connected("busy", "busy"), connected("leaving", "draining")]
+    assert [job.intent_id for job in choose_idle(jobs, 9, 0.0, 30.0)] == ["long", "short", "cache", "sole"]
+    assert [job.intent_id for job in choose_idle(jobs, 1, 0.0, 30.0)] == ["long"]
+    assert choose_idle(jobs, -3, 0.0, 30.0) == []
+
+
+def test_a_worker_that_was_refused_or_asked_is_left_alone() -> None:
+    asked, refused = connected("a"), connected("r")
+    asked.retire_asked_at, refused.retire_refused_at = 90.0, 90.0
+    assert choose_idle([asked, refused], 9, 100.0, 30.0) == []
+    assert choose_idle([asked, refused], 9, 121.0, 30.0) == [refused]
+
+
+def test_of_the_queue_the_newest_leave_first() -> None:
+    jobs = [Job(str(n), "p", float(n), JobState.QUEUED) for n in range(4)] + [Job("r", "p", 9.0, JobState.RUNNING)]
+    assert [job.intent_id for job in choose_queued(jobs, 2)] == ["3", "2"]
+
+
+# ------------------------------------------------------------------------------------------------- health
+
+
+def test_two_deaths_are_hosts_three_are_the_pool() -> None:
+    health = PoolHealth()
+    assert [health.fault(Fault.DIED_AT_START, 0.0, "x", 1.0) for _ in range(3)] == [False, False, True]
+    assert health.gate(1.0, 0)[0] == 0
+
+
+def test_a_wave_of_deaths_is_one_step_of_backoff() -> None:
+    health = PoolHealth()
+    for _ in range(100):
+        health.fault(Fault.DIED_AT_START, 0.0, "x", 1.0)
+    assert health.level == 1
+    assert health.gate(1.0 + defaults.BACKOFF_FIRST_S, 0) == (1, "100 x died at start: trying with one worker")
+
+
+def test_only_one_probe_at_a_time_and_a_failed_one_doubles_the_pause() -> None:
+    health = PoolHealth()
+    health.fault(Fault.REJECTED, 0.0, "no", 1.0)
+    assert health.gate(3.0, 1)[0] == 0
+    assert health.fault(Fault.REJECTED, 3.0, "no", 3.0)
+    assert health.gate(4.5, 0)[0] == 0
+    assert health.gate(5.0, 0)[0] == 1
+
+
+def test_the_pause_doubles_up_to_its_cap() -> None:
+    assert [backoff_s(n) for n in (1, 2, 3)] == [1.0, 2.0, 4.0]
+    assert backoff_s(500) == defaults.BACKOFF_MAX_S
+
+
+def test_a_success_cures_what_it_disproves_and_no_more() -> None:
+    health = PoolHealth()
+    for _ in range(3):
+        health.fault(Fault.DIED_AT_START, 0.0, "x", 1.0)
+    health.accepted(5.0)
+    assert health.level == 1
+    health.connected(0.5)       # an old worker says nothing about new ones
+    assert health.level == 1
+    health.survived(5.0)
+    assert health.gate(5.0, 0) == (None, "")
+
+
+# --------------------------------------------------------------------------------------- the table of a job
+
+
+def test_what_the_table_does_not_have_is_an_error() -> None:
+    for state in JobState:
+        for fact in Fact:
+            job = Job("j", "p", 0.0, state)
+            if fact in TABLE[state]:
+                advance(job, fact)
+                assert job.state is TABLE[state][fact]
+            else:
+                with pytest.raises(StateError):
+                    advance(job, fact)
+
+
+def test_every_state_can_be_reached_and_can_end() -> None:
+    reached, edge = {JobState.INTENDED}, [JobState.INTENDED]
+    while edge:
+        for state in TABLE[edge.pop()].values():
+            if state not in reached:
+                reached.add(state)
+                edge.append(state)
+    assert reached == set(JobState)
+    assert all(TABLE[state].get(Fact.OVER) is JobState.ENDED for state in JobState if state is not JobState.ENDED)
