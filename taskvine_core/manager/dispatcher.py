@@ -42,6 +42,8 @@ QUEUE_AHEAD_MAX = 64
 QUEUE_STALE_S = 1.0
 #: Weight of the newest task in a category's running mean of execution time.
 PACE_WEIGHT = 0.1
+#: No task is taken for shorter than this.
+SHORTEST_S = 1e-4
 #: First rest of a forsaken task or worker; doubles up to transient-error-interval.
 FIRST_REST_S = 0.1
 
@@ -62,6 +64,7 @@ class Dispatcher:
         self._later: list[tuple[float, int]] = []
         self._ends: list[tuple[float, int]] = []
         self._stale: deque[tuple[float, int, int]] = deque()
+        self._held_back = False  # by max-concurrent, in the last pass
 
     # ------------------------------------------------------------------ into the queue
 
@@ -141,9 +144,10 @@ class Dispatcher:
         if not self.started or not books.workers or not (ready.fresh or index.grown):
             return
         grown = list(index.grown)
+        self._held_back = False
         for shape in ready.in_order():
             self._place_shape(shape, grown)
-        ready.fresh = False
+        ready.fresh = self._held_back
         index.grown.clear()
 
     def _place_shape(self, shape: Shape, grown: list[WorkerRecord]) -> None:
@@ -151,7 +155,8 @@ class Dispatcher:
         candidates = deque(grown)
         while (task := shape.head()) is not None:
             if 0 <= category.max_concurrent <= category.running:
-                shape.saturated = True
+                shape.saturated = False  # room that grows meanwhile is not offered to it: look everywhere afterwards
+                self._held_back = True
                 return
             if not self._still_possible(task, shape):
                 continue
@@ -184,13 +189,16 @@ class Dispatcher:
                 return True
             shape.saturated = True
         elif shape.any_inputs and candidates:
-            found = placement.by_locality(task, shape, books.now)
+            found = placement.by_locality_among(task, shape, candidates, books.now)
             if found is not None:
                 books.ready.take(shape)
                 self._commit(task, *found, queued=False)
                 return True
         while candidates:
             worker = candidates[0]
+            if worker.bucket <= placement.counts_as_full(task) and not self._may_queue(shape, worker):
+                candidates.popleft()
+                continue
             position = placement.most_local(shape, worker)
             best = shape.at(position) if position else task
             if self._place_on(best, shape, position, worker):
@@ -216,17 +224,21 @@ class Dispatcher:
         return True
 
     def _ahead(self, task: TaskRecord, shape: Shape, worker: WorkerRecord) -> Resources | None:
-        """The allocation if the worker may hold the task beyond its room: only for short, ordinary tasks."""
-        pace = self.pace.get(shape.category)
-        if pace is None or shape.exhausted or not self.placement.eligible(shape, worker, self.books.now):
-            return None
-        depth = min(QUEUE_AHEAD_MAX, int(QUEUE_AHEAD_S * max(1, len(worker.running)) / max(pace, 1e-4)))
-        if len(worker.queued) >= depth:
+        """The allocation if the worker may hold the task beyond its room."""
+        if not self._may_queue(shape, worker) or not self.placement.eligible(shape, worker, self.books.now):
             return None
         allocation = self.placement.allocation(task, shape, worker)
         if allocation.gpus > 0 or not self.placement.fits_empty(allocation, worker):
             return None
         return allocation
+
+    def _may_queue(self, shape: Shape, worker: WorkerRecord) -> bool:
+        """May the worker hold one more task beyond its room? Only short, ordinary ones, and not many."""
+        pace = self.pace.get(shape.category)
+        if pace is None or shape.exhausted:
+            return False
+        depth = min(QUEUE_AHEAD_MAX, int(QUEUE_AHEAD_S * max(1, len(worker.running)) / max(pace, SHORTEST_S)))
+        return len(worker.queued) < depth
 
     def _commit(self, task: TaskRecord, worker: WorkerRecord, allocation: Resources, *, queued: bool) -> None:
         """Send a task to a worker."""
@@ -282,9 +294,6 @@ class Dispatcher:
         if not worker.running:
             worker.idle_since = books.now
         books.index.update(worker, books.now, grown=True)
-        category = books.categories.get(task.spec.category)
-        if category.max_concurrent >= 0:
-            books.ready.unsaturate()
         return worker
 
     def _move_up(self, worker: WorkerRecord) -> None:

@@ -84,8 +84,12 @@ class Placement:
 
     def input_bytes(self, task: TaskRecord) -> int:
         """Size of the task's inputs as far as known."""
-        files = self.files
-        return sum(max(0, files[mount.name].size) for mount in task.spec.inputs)
+        files, total = self.files, 0
+        for mount in task.spec.inputs:
+            size = files[mount.name].size
+            if size > 0:
+                total += size
+        return total
 
     # ------------------------------------------------------------------ eligibility
 
@@ -172,12 +176,32 @@ class Placement:
                 for key, state in file.replicas.items():
                     if state == REPLICA_READY:
                         held[key] = held.get(key, 0) + weight
+        full = self.counts_as_full(task)
         for key in sorted(held, key=held.__getitem__, reverse=True):
             worker = self.workers[key]
+            if worker.bucket <= full:
+                continue
             allocation = self.room_at(task, shape, worker, now)
             if allocation is not None:
                 return worker, allocation
         return None
+
+    def by_locality_among(self, task: TaskRecord, shape: Shape, candidates: Iterable[WorkerRecord],
+                          now: float) -> tuple[WorkerRecord, Resources] | None:
+        """The same among a few workers whose room has grown: the only ones worth a look for a saturated shape."""
+        best: tuple[WorkerRecord, Resources] | None = None
+        most, full = 0, self.counts_as_full(task)
+        for worker in islice(candidates, LOCAL_DEPTH):
+            if worker.bucket <= full or (held := self.bytes_at(task, worker)) <= most:
+                continue
+            allocation = self.room_at(task, shape, worker, now)
+            if allocation is not None:
+                best, most = (worker, allocation), held
+        return best
+
+    def counts_as_full(self, task: TaskRecord) -> int:
+        """Workers in this bucket (free cores) or below cannot take the task; most can be told so without arithmetic."""
+        return -1 if task.spec.resources.gpus > 0 or self.tuning.resource_submit_multiplier != 1.0 else 0
 
     def most_local(self, shape: Shape, worker: WorkerRecord) -> int:
         """Position, among the first tasks of a shape, of the one with most input bytes at this worker."""
