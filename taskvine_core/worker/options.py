@@ -196,6 +196,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
         if field not in values and environ.get(variable):
             parser = _count if field == "gpus" else _amount
             values[field] = _value(parser, environ[variable], f"environment variable {variable}", _N)
+    values.pop("", None)            # options accepted for compatibility
     timeout = values.pop("timeout", None)
     if timeout is not None:
         values.setdefault("idle_timeout_s", timeout)

@@ -226,6 +226,8 @@ class Store:
         names = os.listdir(self.cache)
         for name in names:
             if name.endswith(META_SUFFIX):
+                if name.removesuffix(META_SUFFIX) not in names:
+                    self._unlink_quietly(self.path_of(name))
                 continue
             entry = self._load_one(name) if name + META_SUFFIX in names else None
             if entry is None:

@@ -29,6 +29,8 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 #: Same input, same file: nothing in it depends on when it was built.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o644 << 16
+#: Flag of byte code that is valid whatever the source beside it is (PEP 552).
+UNCHECKED = 1
 
 MAIN = '''\
 import os
@@ -153,7 +155,8 @@ def _members() -> Iterator[tuple[str, bytes]]:
 def _compiled(name: str, source: bytes) -> bytes:
     """Byte code that is used without looking at the source."""
     code = compile(source, name, "exec", dont_inherit=True)
-    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source) + marshal.dumps(code)
+    head = importlib.util.MAGIC_NUMBER + UNCHECKED.to_bytes(4, "little") + importlib.util.source_hash(source)
+    return head + marshal.dumps(code)
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

@@ -28,9 +28,31 @@ pytestmark = pytest.mark.live
 #: Start and memory targets of the design (section 9), measured on the machine at hand: several starts, the best counts.
 START_TRIES = 4
 MAX_MODULES = 175
-HEAVY = {"asyncio", "ssl", "subprocess", "argparse", "logging", "urllib.request", "http", "email", "multiprocessing",
-         "cloudpickle", "dataclasses", "inspect", "tempfile", "concurrent.futures", "sqlite3", "unittest", "uuid",
-         "importlib.metadata", "importlib.resources", "pickle", "shutil", "json", "random"}
+HEAVY = {
+    "asyncio",
+    "ssl",
+    "subprocess",
+    "argparse",
+    "logging",
+    "urllib.request",
+    "http",
+    "email",
+    "multiprocessing",
+    "cloudpickle",
+    "dataclasses",
+    "inspect",
+    "tempfile",
+    "concurrent.futures",
+    "sqlite3",
+    "unittest",
+    "uuid",
+    "importlib.metadata",
+    "importlib.resources",
+    "pickle",
+    "shutil",
+    "json",
+    "random",
+}
 
 Start = Callable[..., WorkerProcess]
 
@@ -62,9 +84,29 @@ def manager() -> Iterator[FakeManager]:
 # ------------------------------------------------------------------------------------------- hello and goodbye
 
 
-def test_the_hello_says_what_was_given_and_the_messages_are_those_of_the_reference(manager: FakeManager, start: Start) -> None:
-    worker = start(manager.port, "--feature", "a b", "--feature=c", "--from-factory", "fac", "--factory-job", "17.0",
-                   "--gpus", "2", "--wall-time", "1000", "--contact-hostport", "me:99", "-A", "arch", "-O", "os")
+def test_the_hello_says_what_was_given_and_the_messages_are_those_of_the_reference(
+    manager: FakeManager, start: Start
+) -> None:
+    worker = start(
+        manager.port,
+        "--feature",
+        "a b",
+        "--feature=c",
+        "--from-factory",
+        "fac",
+        "--factory-job",
+        "17.0",
+        "--gpus",
+        "2",
+        "--wall-time",
+        "1000",
+        "--contact-hostport",
+        "me:99",
+        "-A",
+        "arch",
+        "-O",
+        "os",
+    )
     hello = manager.accept()
     manager.welcome()
     assert (hello.features, hello.factory_name, hello.job_id) == (("a b", "c"), "fac", "17.0")
@@ -86,8 +128,13 @@ def test_sigterm_lets_the_running_task_finish_and_hands_back_the_queue(manager: 
     manager.accept()
     manager.welcome()
     gate = worker.directory / "gate"
-    manager.send(*(dispatch(i, command(f"touch begun{i}; until [ -e {gate} ]; do sleep 0.02; done; echo late"))
-                   for i in range(1, 5)), dispatch(5, command("echo never")))
+    manager.send(
+        *(
+            dispatch(i, command(f"touch begun{i}; until [ -e {gate} ]; do sleep 0.02; done; echo late"))
+            for i in range(1, 5)
+        ),
+        dispatch(5, command("echo never")),
+    )
     wait_until(lambda: len(list(worker.workspace.glob("task.*/begun*"))) == 4, "four tasks to start")
     worker.signal(signal.SIGTERM)
     assert manager.expect(m.LeaveRequest).reason == "sigterm"
@@ -135,24 +182,45 @@ def test_a_wrong_key_ends_with_status_one_and_says_so(start: Start) -> None:
         manager.close()
 
 
-@pytest.mark.parametrize("words", [["--cores", "many"], ["--nonsense"], [], ["host"], ["host", "99999"], ["--cores"],
-                                   ["--keep-workspace", "h", "1"], ["-M", "(", ], ["--password", "/nonexistent", "h", "1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--cores", "many"],
+        ["--nonsense"],
+        [],
+        ["host"],
+        ["host", "99999"],
+        ["--cores"],
+        ["--keep-workspace", "h", "1"],
+        [
+            "-M",
+            "(",
+        ],
+        ["--password", "/nonexistent", "h", "1"],
+    ],
+)
 def test_bad_options_end_with_status_one_and_one_sentence(words: list[str], tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "taskvine_core.worker.cli", *words], capture_output=True, timeout=20,
-                          env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "taskvine_core.worker.cli", *words],
+        capture_output=True,
+        timeout=20,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=False,
+    )
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and done.stderr.startswith(b"vine_worker: ")
     assert not list(tmp_path.glob("worker-*"))
 
 
 def test_help_and_version_end_with_status_zero() -> None:
     for word, text in (("-h", b"--single-shot"), ("-v", b"vine_worker")):
-        done = subprocess.run([sys.executable, "-m", "taskvine_core.worker.cli", word], capture_output=True, timeout=20,
-                              check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "taskvine_core.worker.cli", word], capture_output=True, timeout=20, check=True
+        )
         assert text in done.stdout
 
 
 def test_the_death_of_the_parent_ends_the_worker(manager: FakeManager, start: Start, tmp_path: Path) -> None:
-    shell = f"{sys.executable} -m taskvine_core.worker.cli \"$@\" & echo $! > {tmp_path}/pid; wait"
+    shell = f'{sys.executable} -m taskvine_core.worker.cli "$@" & echo $! > {tmp_path}/pid; wait'
     parent = start(manager.port, "--parent-death", program=["/bin/sh", "-c", shell, "sh"])
     manager.accept()
     manager.welcome()
@@ -186,7 +254,9 @@ def test_the_same_manager_gets_the_cache_offered_again(manager: FakeManager, sta
     worker = start(manager.port)
     offer = lose_and_return(manager, "m-1")
     assert sorted(e.name for e in offer.entries) == ["file-md5-f", "temp-rnd-o"]
-    manager.send(dispatch(3, command("cat o; ps -e -o args= | grep -c '[s]leep 1005'", inputs=(Mount("temp-rnd-o", "o"),))))
+    manager.send(
+        dispatch(3, command("cat o; ps -e -o args= | grep -c '[s]leep 1005'", inputs=(Mount("temp-rnd-o", "o"),)))
+    )
     assert manager.done(3).stdout == b"kept\n0\n"
     assert not (worker.workspace / "cache/buffer-rnd-t").exists()
 
@@ -215,10 +285,14 @@ def test_garbage_instead_of_a_handshake_is_survived(manager: FakeManager, start:
     assert manager.accept().hostname
 
 
-def test_garbage_after_the_handshake_and_wrong_messages_end_the_connection_not_the_worker(manager: FakeManager,
-                                                                                         start: Start) -> None:
+def test_garbage_after_the_handshake_and_wrong_messages_end_the_connection_not_the_worker(
+    manager: FakeManager, start: Start
+) -> None:
     start(manager.port)
-    for spoil in (lambda: manager.link and manager.link.sendall(b"\0\0\0\x08" + b"x" * 100), lambda: manager.send(m.Pong(3))):
+    for spoil in (
+        lambda: manager.link and manager.link.sendall(b"\0\0\0\x08" + b"x" * 100),
+        lambda: manager.send(m.Pong(3)),
+    ):
         manager.accept()
         manager.welcome()
         spoil()
@@ -239,7 +313,7 @@ def test_a_manager_that_trickles_bytes_and_reads_slowly_is_served(manager: FakeM
     assert manager.session is not None and manager.link is not None
     data = manager.session.encode([dispatch(i, command("head -c 60000 /dev/zero")) for i in range(100)])
     for first in range(0, len(data), 1000):
-        manager.link.sendall(data[first:first + 1000])
+        manager.link.sendall(data[first : first + 1000])
     for i in range(100):
         assert manager.done(i).stdout_bytes == 60000
 
@@ -253,7 +327,9 @@ def test_peers_fetch_from_each_other_and_a_damaged_copy_is_not_served(manager: F
         manager.welcome()
         other.accept()
         other.welcome()
-        manager.send(dispatch(1, command("head -c 200000 /dev/urandom > o", outputs=(Mount("temp-rnd-p", "o"),)), inline=False))
+        manager.send(
+            dispatch(1, command("head -c 200000 /dev/urandom > o", outputs=(Mount("temp-rnd-p", "o"),)), inline=False)
+        )
         out = manager.done(1).outputs[0]
         where = f"{hello.transfer_host}:{hello.transfer_port}"
         other.send(m.Fetch("temp-rnd-p", 3, 1, 0, out.size_bytes, out.sha256, m.SOURCE_PEER, where, 10.0))
@@ -272,15 +348,20 @@ def test_peers_fetch_from_each_other_and_a_damaged_copy_is_not_served(manager: F
 # ------------------------------------------------------------------------------------------- workspace
 
 
-def test_forever_objects_survive_a_killed_worker_and_partial_files_do_not(manager: FakeManager, start: Start,
-                                                                         tmp_path: Path) -> None:
+def test_forever_objects_survive_a_killed_worker_and_partial_files_do_not(
+    manager: FakeManager, start: Start, tmp_path: Path
+) -> None:
     place = tmp_path / "keep"
     worker = start(manager.port, "--keep-workspace", cwd=place)
     manager.accept()
     manager.welcome()
     tree = Mount("file-md5-tree", "d")
-    manager.send(put("file-md5-a", b"forever", level=3), put("file-md5-b", b"worker", level=2), put("file-md5-c", b"x", level=3),
-                 dispatch(1, command("mkdir d; echo leaf > d/f", outputs=(tree,)), level=3))
+    manager.send(
+        put("file-md5-a", b"forever", level=3),
+        put("file-md5-b", b"worker", level=2),
+        put("file-md5-c", b"x", level=3),
+        dispatch(1, command("mkdir d; echo leaf > d/f", outputs=(tree,)), level=3),
+    )
     digest = manager.done(1).outputs[0].sha256
     worker.process.kill()
     worker.wait()
@@ -294,8 +375,10 @@ def test_forever_objects_survive_a_killed_worker_and_partial_files_do_not(manage
     manager.accept()
     offer = {entry.name: entry for entry in manager.welcome().entries}
     assert sorted(offer) == ["file-md5-a", "file-md5-tree"] and offer["file-md5-tree"].sha256 == digest
-    wait_until(lambda: sorted(os.listdir(cache)) == ["file-md5-a", "file-md5-a.meta", "file-md5-tree",
-                                                     "file-md5-tree.meta"], "the rest to go")
+    wait_until(
+        lambda: sorted(os.listdir(cache)) == ["file-md5-a", "file-md5-a.meta", "file-md5-tree", "file-md5-tree.meta"],
+        "the rest to go",
+    )
     assert not os.listdir(worker.workspace / "transfer")
     manager.send(dispatch(2, command("cat d/f", inputs=(tree,))))
     assert manager.done(2).stdout == b"leaf\n"
@@ -303,8 +386,9 @@ def test_forever_objects_survive_a_killed_worker_and_partial_files_do_not(manage
     assert again.wait() == 0 and (cache / "file-md5-a").exists()
 
 
-def test_a_workspace_in_use_is_not_shared_and_a_dead_ones_is_removed(manager: FakeManager, start: Start,
-                                                                    tmp_path: Path) -> None:
+def test_a_workspace_in_use_is_not_shared_and_a_dead_ones_is_removed(
+    manager: FakeManager, start: Start, tmp_path: Path
+) -> None:
     place = tmp_path / "one"
     first = start(manager.port, cwd=place)
     manager.accept()
@@ -354,13 +438,22 @@ def test_a_manager_is_found_by_name(start: Start, tmp_path: Path, manager: FakeM
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
     (tmp_path / "state" / "taskvine").mkdir(parents=True, mode=0o700)
     advertiser = Advertiser(tmp_path / "state" / "taskvine" / "managers")
-    advertiser.publish({"project": "my-analysis", "host": socket.gethostname(), "port": manager.port,
-                        "addresses": ["127.0.0.1"], "manager_id": "m-1", "priority": 0, "ssl_fingerprint": "",
-                        "pid": os.getpid()})
+    advertiser.publish(
+        {
+            "project": "my-analysis",
+            "host": socket.gethostname(),
+            "port": manager.port,
+            "addresses": ["127.0.0.1"],
+            "manager_id": "m-1",
+            "priority": 0,
+            "ssl_fingerprint": "",
+            "pid": os.getpid(),
+        }
+    )
     try:
         words = [sys.executable, "-m", "taskvine_core.worker.cli", "-M", "my-ana.*"]
-        shell = 'n=$(($# - 2)); i=0; while [ $i -lt $n ]; do set -- "$@" "$1"; shift; i=$((i+1)); done; shift 2; exec ' \
-            + " ".join(f"'{word}'" for word in words) + ' "$@"'
+        drop_two = 'n=$(($#-2)); i=0; while [ $i -lt $n ]; do set -- "$@" "$1"; shift; i=$((i+1)); done; shift 2; '
+        shell = drop_two + "exec " + " ".join(f"'{word}'" for word in words) + ' "$@"'
         start(manager.port, program=["/bin/sh", "-c", shell, "sh"], env=env)
         assert manager.accept().hostname
         manager.welcome()
@@ -388,8 +481,13 @@ def connected_in(manager: FakeManager, worker: Callable[[], WorkerProcess]) -> f
 
 def test_a_worker_loads_few_modules_and_none_of_the_heavy_ones() -> None:
     program = "import sys, taskvine_core.worker.cli; print(' '.join(sys.modules))"
-    said = subprocess.run([sys.executable, "-S", "-E", "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}"],
-                          capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    ).stdout.split()
     assert not HEAVY & set(said)
     assert len(said) <= MAX_MODULES, len(said)
 
@@ -410,8 +508,9 @@ def one_file(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("interpreter", [sys.executable, "/usr/bin/python3"])
-def test_the_one_file_worker_runs_alone_with_an_empty_environment(manager: FakeManager, start: Start, tmp_path: Path,
-                                                                  interpreter: str) -> None:
+def test_the_one_file_worker_runs_alone_with_an_empty_environment(
+    manager: FakeManager, start: Start, tmp_path: Path, interpreter: str
+) -> None:
     if not os.access(interpreter, os.X_OK):
         pytest.skip(f"there is no {interpreter}")
     alone = tmp_path / "alone"
@@ -428,8 +527,9 @@ def test_the_one_file_worker_runs_alone_with_an_empty_environment(manager: FakeM
     manager.send(dispatch(1, command("echo shell")), blob, dispatch(2, spec))
     assert manager.done(1).stdout == b"shell\n"
     done = manager.done(2)
-    same = subprocess.run([interpreter, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, timeout=20,
-                          check=True).stdout.decode().strip() == str(sys.version_info[:2])
+    same = subprocess.run(
+        [interpreter, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, timeout=20, check=True
+    ).stdout.decode().strip() == str(sys.version_info[:2])
     if same:
         assert pickle.loads(done.outputs[0].inline or b"") == 42, done
     else:

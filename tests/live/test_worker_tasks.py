@@ -38,8 +38,11 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     manager = FakeManager()
-    worker = WorkerProcess(manager.port, cwd=tmp_path_factory.mktemp("w"), env={**os.environ, "DISPLAY": ":0",
-                                                                               "CORES": "9", "INHERITED": "yes"})
+    worker = WorkerProcess(
+        manager.port,
+        cwd=tmp_path_factory.mktemp("w"),
+        env={**os.environ, "DISPLAY": ":0", "CORES": "9", "INHERITED": "yes"},
+    )
     try:
         manager.accept()
         manager.welcome(max_stdout_bytes=300_000)
@@ -108,16 +111,25 @@ def test_sandboxes_hide_what_earlier_tasks_left(pair: Pair) -> None:
 
 
 def test_inputs_outputs_and_missing_outputs(pair: Pair) -> None:
-    spec = command("cat in/x > out; mkdir -p d/e; echo deep > d/e/f; ls -d made", inputs=(Mount("buffer-rnd-i", "in/x"),),
-                   outputs=(Mount("temp-rnd-o", "out"), Mount("temp-rnd-d", "d"), Mount("temp-rnd-m", "nope"),
-                            Mount("temp-rnd-k", "made", c.VINE_MOUNT_MKDIR)))
+    spec = command(
+        "cat in/x > out; mkdir -p d/e; echo deep > d/e/f; ls -d made",
+        inputs=(Mount("buffer-rnd-i", "in/x"),),
+        outputs=(
+            Mount("temp-rnd-o", "out"),
+            Mount("temp-rnd-d", "d"),
+            Mount("temp-rnd-m", "nope"),
+            Mount("temp-rnd-k", "made", c.VINE_MOUNT_MKDIR),
+        ),
+    )
     done = pair.run(spec, put("buffer-rnd-i", b"data"))
     by_name = {o.name: o for o in done.outputs}
     assert done.exit_code == 0 and done.missing == ("nope",)
     assert by_name["temp-rnd-o"].inline == b"data" and by_name["temp-rnd-o"].sha256 == hashlib.sha256(b"data").digest()
     assert by_name["temp-rnd-d"].is_dir and by_name["temp-rnd-d"].inline is None
     assert by_name["temp-rnd-d"].sha256 == hash_object(pair.worker.workspace / "cache/temp-rnd-d").sha256
-    again = command("cat o; cat d/e/f; echo more > d/e/g; ls d/e", inputs=(Mount("temp-rnd-o", "o"), Mount("temp-rnd-d", "d")))
+    again = command(
+        "cat o; cat d/e/f; echo more > d/e/g; ls d/e", inputs=(Mount("temp-rnd-o", "o"), Mount("temp-rnd-d", "d"))
+    )
     assert pair.run(again).stdout == b"datadeep\nf\ng\n"
     assert pair.run(again).stdout == b"datadeep\nf\ng\n"
 
@@ -127,8 +139,16 @@ def test_a_symlink_mount_is_a_link(pair: Pair) -> None:
     assert pair.run(spec, put("buffer-rnd-l", b"x")).stdout.endswith(b"/cache/buffer-rnd-l\nx")
 
 
-@pytest.mark.parametrize("make", ["ln -s /etc/passwd out", "ln -s ../../../../etc/passwd out", "ln -s /etc sub; ln -s sub/passwd out",
-                                  "ln -s nowhere out", "mkfifo out"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        "ln -s /etc/passwd out",
+        "ln -s ../../../../etc/passwd out",
+        "ln -s /etc sub; ln -s sub/passwd out",
+        "ln -s nowhere out",
+        "mkfifo out",
+    ],
+)
 def test_an_output_that_leads_out_of_the_sandbox_or_is_no_file_is_missing(pair: Pair, make: str) -> None:
     done = pair.run(command(make, outputs=(Mount("temp-rnd-esc", "out"),)))
     assert done.missing == ("out",) and not done.outputs
@@ -154,7 +174,9 @@ def test_names_that_climb_are_refused_and_the_worker_goes_on(pair: Pair) -> None
 
 def test_cached_files_cannot_be_written_by_mistake_and_keep_their_executable_bit(pair: Pair) -> None:
     spec = command("stat -c %a x y; ./x", inputs=(Mount("buffer-rnd-x", "x"), Mount("buffer-rnd-y", "y")))
-    done = pair.run(spec, put("buffer-rnd-x", b"#!/bin/sh\necho ran\n", mode=0o755), put("buffer-rnd-y", b"", mode=0o666))
+    done = pair.run(
+        spec, put("buffer-rnd-x", b"#!/bin/sh\necho ran\n", mode=0o755), put("buffer-rnd-y", b"", mode=0o666)
+    )
     assert done.stdout == b"555\n444\nran\n"
 
 
@@ -164,7 +186,10 @@ def test_a_cached_file_changed_through_a_link_is_dropped_told_and_never_used(pai
     done = pair.run(command("cat in", inputs=(Mount("buffer-rnd-c", "in"),)))
     assert done.result == c.VINE_RESULT_FORSAKEN and "changed on disk" in done.error
     assert pair.manager.expect(m.CacheGone).names == ("buffer-rnd-c",)
-    assert pair.run(command("cat in", inputs=(Mount("buffer-rnd-c", "in"),)), put("buffer-rnd-c", b"data")).stdout == b"data"
+    assert (
+        pair.run(command("cat in", inputs=(Mount("buffer-rnd-c", "in"),)), put("buffer-rnd-c", b"data")).stdout
+        == b"data"
+    )
 
 
 def test_a_file_of_a_cached_directory_changed_by_a_task_is_noticed_at_the_next_use(pair: Pair) -> None:
@@ -210,8 +235,15 @@ def test_a_flood_on_stdout_is_cut_with_a_notice_and_kills_nothing(pair: Pair) ->
 # ------------------------------------------------------------------------------------------- processes
 
 
-@pytest.mark.parametrize("background", ["sleep 1000 &", "setsid sleep 1000 &", "(setsid sh -c 'sleep 1000; :' &);",
-                                        "env -i setsid sh -c 'cd /; sleep 1000 & sleep 1000' &"])
+@pytest.mark.parametrize(
+    "background",
+    [
+        "sleep 1000 &",
+        "setsid sleep 1000 &",
+        "(setsid sh -c 'sleep 1000; :' &);",
+        "env -i setsid sh -c 'cd /; sleep 1000 & sleep 1000' &",
+    ],
+)
 def test_nothing_a_task_started_outlives_it(pair: Pair, background: str) -> None:
     done = pair.sh(f"{background} sleep 0.1; ps -e -o pid=,args= | grep '[s]leep 1000' | awk '{{print $1}}'")
     pids = [int(pid) for pid in done.stdout.split()]
@@ -257,6 +289,7 @@ def test_watched_outputs_stream_while_the_task_runs(pair: Pair) -> None:
 
 def local_function() -> Callable[[int], int]:
     """A function that pickles by value: the worker cannot import this module."""
+
     def double(value: int) -> int:
         print("doubling")
         return value * 2
@@ -276,6 +309,7 @@ def test_a_python_task_returns_its_value_and_what_it_printed(pair: Pair) -> None
 def test_python_tasks_share_nothing_but_the_warm_interpreter(pair: Pair) -> None:
     def probe() -> tuple[int, int, bool, str]:
         import builtins
+
         seen = hasattr(builtins, "left_behind")
         builtins.left_behind = True  # type: ignore[attr-defined]
         return os.getppid(), os.getsid(0) - os.getpid(), seen, os.environ["VINE_SANDBOX"] + "|" + os.getcwd()
@@ -299,6 +333,7 @@ def test_an_exception_is_a_traceback_on_stdout_and_exit_code_one(pair: Pair) -> 
 def test_a_result_that_does_not_pickle_is_a_traceback_and_exit_code_one(pair: Pair) -> None:
     def lock() -> object:
         import threading
+
         return threading.Lock()
 
     blob, spec = python_task(lock, name="buffer-rnd-lock")
@@ -314,8 +349,9 @@ def test_without_serialization_the_function_must_return_bytes(pair: Pair) -> Non
 
 
 def test_exit_and_signals_of_a_python_task(pair: Pair) -> None:
-    for number, (function, code) in enumerate([(lambda: os._exit(7), 7), (lambda: __import__("sys").exit(4), 4),
-                                               (lambda: os.kill(os.getpid(), 11), 11)]):
+    for number, (function, code) in enumerate(
+        [(lambda: os._exit(7), 7), (lambda: __import__("sys").exit(4), 4), (lambda: os.kill(os.getpid(), 11), 11)]
+    ):
         blob, spec = python_task(function, name=f"buffer-rnd-exit{number}")
         assert pair.run(spec, blob).exit_code == code
 
@@ -325,12 +361,18 @@ def test_arguments_may_come_from_a_file_and_the_sandbox_is_importable(pair: Pair
 
     def use(value: int) -> int:
         import helper_module
+
         return int(helper_module.factor) * value
 
     blob, spec = python_task(use, name="buffer-rnd-use")
-    spec = spec._replace(arguments=b"", arguments_file="buffer-rnd-args", inputs=(
-        *spec.inputs, Mount("buffer-rnd-args", ""), Mount("buffer-rnd-mod", "helper_module.py")))
-    done = pair.run(spec, blob, put("buffer-rnd-args", cloudpickle.dumps([(6,), {}])), put("buffer-rnd-mod", b"factor = 7\n"))
+    spec = spec._replace(
+        arguments=b"",
+        arguments_file="buffer-rnd-args",
+        inputs=(*spec.inputs, Mount("buffer-rnd-args", ""), Mount("buffer-rnd-mod", "helper_module.py")),
+    )
+    done = pair.run(
+        spec, blob, put("buffer-rnd-args", cloudpickle.dumps([(6,), {}])), put("buffer-rnd-mod", b"factor = 7\n")
+    )
     assert pickle.loads(done.outputs[0].inline or b"") == 42, done
 
 
@@ -338,6 +380,7 @@ def test_a_python_tasks_children_die_with_it_and_its_wall_time_counts(pair: Pair
     def hang() -> None:
         import subprocess
         import time
+
         print(subprocess.Popen(["setsid", "sleep", "1003"]).pid, flush=True)
         time.sleep(1000)
 
@@ -351,6 +394,7 @@ def test_a_killed_interpreter_forsakes_its_tasks_and_is_started_again(pair: Pair
     def wait_for_death(path: str) -> None:
         import pathlib
         import time
+
         pathlib.Path(path).write_text(f"{os.getppid()} {os.getpid()}")
         time.sleep(1000)
 
@@ -372,7 +416,8 @@ def test_an_own_interpreter_and_a_command_prefix_run_once(pair: Pair) -> None:
     import sys
 
     blob, spec = python_task(double, 5)
-    for changed in (spec._replace(interpreter=sys.executable), spec._replace(command=f"env X=1 {sys.executable} -X dev -c 'import os,sys; os.execvp(sys.argv[1],sys.argv[1:])'")):
+    prefix = f"env X=1 {sys.executable} -X dev -c 'import os,sys; os.execvp(sys.argv[1],sys.argv[1:])'"
+    for changed in (spec._replace(interpreter=sys.executable), spec._replace(command=prefix)):
         done = pair.run(changed._replace(env=(("PATH", os.path.dirname(sys.executable) + ":/usr/bin:/bin"),)), blob)
         assert done.exit_code == 0 and pickle.loads(done.outputs[0].inline or b"") == 10, done
 
@@ -401,25 +446,31 @@ def test_objects_are_fetched_from_manager_peer_and_url(pair: Pair, tmp_path: Pat
     (tree / "sub" / "f").write_text("leaf")
     manager = pair.manager
     manager.files = {"file-rnd-big": big, "file-rnd-tree": tree}
-    manager.send(m.Fetch("file-rnd-big", 21, 1, 0, 300_000, b"", m.SOURCE_MANAGER, "", 10.0),
-                 m.Fetch("file-rnd-tree", 22, 1, 0, -1, b"", m.SOURCE_MANAGER, "", 10.0),
-                 m.Fetch("url-rnd-big", 23, 1, 0, -1, b"", m.SOURCE_URL, f"file://{big}", 10.0))
+    manager.send(
+        m.Fetch("file-rnd-big", 21, 1, 0, 300_000, b"", m.SOURCE_MANAGER, "", 10.0),
+        m.Fetch("file-rnd-tree", 22, 1, 0, -1, b"", m.SOURCE_MANAGER, "", 10.0),
+        m.Fetch("url-rnd-big", 23, 1, 0, -1, b"", m.SOURCE_URL, f"file://{big}", 10.0),
+    )
     updates = {manager.expect(m.CacheUpdate, lambda u, t=t: u.transfer_id == t).sha256 for t in (21, 23)}  # type: ignore[misc]
     assert updates == {hashlib.sha256(big.read_bytes()).digest()}
     assert manager.expect(m.CacheUpdate, lambda u: u.transfer_id == 22).sha256 == hash_object(tree).sha256
     port = int(Path(f"/proc/{pair.worker.process.pid}").exists()) and pair_port(pair)
     manager.send(m.Fetch("file-rnd-copy", 24, 1, 0, -1, b"", m.SOURCE_PEER, f"127.0.0.1:{port}", 10.0))
     invalid = manager.expect(m.CacheInvalid, lambda i: i.transfer_id == 24)
-    assert invalid.blame == m.BLAME_SOURCE        # a peer that does not have it
-    spec = command("cat t/sub/f; cmp a b && echo same", inputs=(Mount("file-rnd-tree", "t"), Mount("file-rnd-big", "a"),
-                                                                Mount("url-rnd-big", "b")))
+    assert invalid.blame == m.BLAME_SOURCE  # a peer that does not have it
+    spec = command(
+        "cat t/sub/f; cmp a b && echo same",
+        inputs=(Mount("file-rnd-tree", "t"), Mount("file-rnd-big", "a"), Mount("url-rnd-big", "b")),
+    )
     assert pair.run(spec).stdout == b"leafsame\n"
 
 
 def pair_port(pair: Pair) -> int:
     """The worker's own transfer port, from the kernel's table of listeners."""
-    inodes = {os.readlink(f"/proc/{pair.worker.process.pid}/fd/{fd}")
-              for fd in os.listdir(f"/proc/{pair.worker.process.pid}/fd")}
+    inodes = {
+        os.readlink(f"/proc/{pair.worker.process.pid}/fd/{fd}")
+        for fd in os.listdir(f"/proc/{pair.worker.process.pid}/fd")
+    }
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
@@ -444,7 +495,9 @@ def test_a_url_that_is_not_there_is_the_objects_fault(pair: Pair) -> None:
 
 
 def test_a_mini_task_makes_an_object_that_tasks_use(pair: Pair) -> None:
-    mini = m.MiniTask("task-rnd-m", 51, 1, 0, command("mkdir out; cp in out/copy", inputs=(Mount("buffer-rnd-m", "in"),)), "out")
+    mini = m.MiniTask(
+        "task-rnd-m", 51, 1, 0, command("mkdir out; cp in out/copy", inputs=(Mount("buffer-rnd-m", "in"),)), "out"
+    )
     done = pair.run(command("cat x/copy", inputs=(Mount("task-rnd-m", "x"),)), put("buffer-rnd-m", b"mini"), mini)
     assert done.stdout == b"mini" and pair.manager.expect(m.CacheUpdate, lambda u: u.transfer_id == 51)
 

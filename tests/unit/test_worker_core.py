@@ -60,8 +60,15 @@ class Bench:
         return out + self.event(e.Collected(run, b"out", 3, "", False, outputs, (), ""))
 
 
-def dispatch(task_id: int, *inputs: str, attempt: int = 0, allocation: Resources = ONE,
-             outputs: tuple[Mount, ...] = (), command: str = "x", **fields: Any) -> m.Dispatch:
+def dispatch(
+    task_id: int,
+    *inputs: str,
+    attempt: int = 0,
+    allocation: Resources = ONE,
+    outputs: tuple[Mount, ...] = (),
+    command: str = "x",
+    **fields: Any,
+) -> m.Dispatch:
     spec = TaskSpec(command, inputs=tuple(Mount(name, name) for name in inputs), outputs=outputs, **fields)
     return m.Dispatch(task_id, attempt, spec, allocation, (), (), (1,) * len(outputs))
 
@@ -199,7 +206,11 @@ def test_cut_stdout_is_stdout_missing() -> None:
 
 
 def test_failure_only_and_success_only_outputs_follow_the_exit_code() -> None:
-    outputs = (Mount("file-f", "f", c.VINE_FAILURE_ONLY), Mount("file-s", "s", c.VINE_SUCCESS_ONLY), Mount("file-a", "a"))
+    outputs = (
+        Mount("file-f", "f", c.VINE_FAILURE_ONLY),
+        Mount("file-s", "s", c.VINE_SUCCESS_ONLY),
+        Mount("file-a", "a"),
+    )
     wanted = []
     for code in (0, 1):
         bench = Bench()
@@ -316,7 +327,9 @@ def test_an_object_already_here_is_confirmed_without_a_transfer() -> None:
 
 def test_at_most_so_many_fetch_jobs_run_and_small_objects_of_one_source_share_one() -> None:
     bench = Bench()
-    out = bench.send(*(fetch(f"file-s{i}", i) for i in range(20)), *(fetch(f"file-l{i}", 100 + i, -1) for i in range(5)))
+    out = bench.send(
+        *(fetch(f"file-s{i}", i) for i in range(20)), *(fetch(f"file-l{i}", 100 + i, -1) for i in range(5))
+    )
     jobs = of(out, e.StartFetch)
     assert [len(job.items) for job in jobs] == [20, 1, 1]
     bench.event(arrived(jobs[1].items[0].serial))
@@ -421,8 +434,10 @@ def test_unlinking_the_object_of_a_mini_task_ends_it() -> None:
 # ------------------------------------------------------------------------------------------- limits
 
 
-@pytest.mark.parametrize(("limit", "result"), [({"time_max_s": 5.0}, c.VINE_RESULT_MAX_WALL_TIME),
-                                              ({"time_end_s": 1005.0}, c.VINE_RESULT_MAX_END_TIME)])
+@pytest.mark.parametrize(
+    ("limit", "result"),
+    [({"time_max_s": 5.0}, c.VINE_RESULT_MAX_WALL_TIME), ({"time_end_s": 1005.0}, c.VINE_RESULT_MAX_END_TIME)],
+)
 def test_time_limits_kill_and_report_exit_code_nine(limit: dict[str, float], result: int) -> None:
     bench = Bench()
     bench.run(1, **limit)
@@ -443,7 +458,7 @@ def test_a_sandbox_above_its_allocation_is_exhausted_and_scans_never_overlap() -
     assert not of(bench.actions, e.KillRun)
     assert of(bench.event(e.DiskMeasured(1, 2)), e.KillRun)
     out = bench.event(e.Exited(1, 9, 0.0, 0))
-    assert [o.name for o in of(out, e.Collect)[0].outputs] == ["file-o"]     # a partial temp must not look complete
+    assert [o.name for o in of(out, e.Collect)[0].outputs] == ["file-o"]  # a partial temp must not look complete
     out = bench.event(e.Collected(1, b"", 0, "", False, (), (), ""))
     assert sent(out, m.TaskDone)[0].result == c.VINE_RESULT_SANDBOX_EXHAUSTION
 
@@ -493,7 +508,8 @@ def test_connection_attempts_back_off_and_end_after_the_connect_timeout() -> Non
     bench = Bench(manager=None, connect_timeout_s=30.0)
     tries = 0
     while not of(bench.actions, e.Exit):
-        assert (due := bench.core.next_wakeup()) < float("inf")
+        due = bench.core.next_wakeup()
+        assert due < float("inf")
         if of(bench.after(max(0.0, due - bench.now)), e.Connect):
             tries += 1
             bench.event(e.ConnectFailed("refused", False))
