@@ -102,7 +102,12 @@ def test_the_program_with_its_own_factory_prints_the_sum(home: Path) -> None:
 
 def test_one_factory_serves_a_manager_that_it_finds_by_name(home: Path) -> None:
     (home / "named.py").write_text(block("python", NAMED))
-    said = shell(block("sh", "python named.py"), home)
+    script = block("sh", "python named.py")
+    # As a person would, who looks at it from another terminal.
+    look = "until vine_status 2>&1 | grep my-analysis; do sleep 0.1; done\nvine_status --tasks >/dev/null\nwait\n"
+    assert script.endswith("wait\n")
+    said = shell(script.removesuffix("wait\n") + look, home)
+    assert "my-analysis" in said
     assert {str(i) for i in range(20)} <= set(said.split())
 
 
@@ -119,7 +124,7 @@ def test_the_one_file_worker_serves_through_the_batch_commands_shown(home: Path,
         script += block("sh", "sbatch --array").replace(PUBLISHED_PORT, port)
     else:
         script += re.findall(r"`(condor_submit manager=[^`]*)`", README)[0] + "\n"
-    said = shell(f"PATH=$HOME/bin:$PATH\nhostname() {{ echo localhost; }}\n{script}\nwait %1\n", home)
+    said = shell(f"PATH=$HOME/bin:$PATH\nhostname() {{ echo localhost; }}\n{script}\nwait\n", home)
     assert "grep house text.txt | wc -l: 2" in said
 
 
@@ -145,7 +150,7 @@ def test_the_examples_named_in_the_readme_run(home: Path, port: str, name: str) 
     example = ROOT / "examples" / name
     assert name in README
     if name == "quickstart.py":
-        said = shell(f"python {example} {port} &\nvine_worker --single-shot localhost {port}\nwait %1", home)
+        said = shell(f"python {example} {port} &\nvine_worker --single-shot localhost {port}\nwait", home)
         assert "needle: 2 lines" in said and "water: 2 lines" in said
     else:
         (home / "text").write_text("to be or not to be\n")
@@ -157,6 +162,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
     run = [QUICKSTART, FUNCTIONS, NAMED]
     assert len(blocks("python")) == len(run) and all(block("python", phrase) for phrase in run)
     run = ["python quickstart.py", "python named.py", "taskvine_core.worker.zipapp", "sbatch --array"]
+    assert "`vine_status`" in README and "`vine_status --tasks`" in README
     assert len(blocks("sh")) == len(run) and all(block("sh", phrase) for phrase in run)
     known = {"python", "sh", "condor", ""}
     assert set(re.findall(r"^```(\w*)$", README, re.MULTILINE)) <= known
