@@ -39,6 +39,8 @@ from taskvine_core.resources import Resources
 MAX_STRIKES = 10
 
 
+#: No attempt counts for longer than ten years: a worker's clock may say anything.
+LONGEST_S = 10 * 365 * 86_400.0
 #: TaskOutcome.stdout_path of a large stdout: this and the transfer id; the runner knows the real path.
 STDOUT_AT_RUNNER = "transfer:"
 
@@ -87,7 +89,7 @@ class Completion:
         run.result, run.exit_code, run.stdout = message.result, message.exit_code, message.stdout
         run.start, run.end, run.measured, run.error = message.start, message.end, message.measured, message.error
         run.retrieval = books.now
-        spent = max(0.0, message.end - message.start)
+        spent = min(LONGEST_S, max(0.0, message.end - message.start))
         worker.done += 1
         worker.done_s += spent
         self.dispatcher.note_pace(task.spec.category, spent)
@@ -119,7 +121,7 @@ class Completion:
             if mount is None or file is None:
                 self.books.send(worker, Unlink((report.name,)))
             elif file.decl.kind == VINE_TEMP:
-                self._keep(file, worker, report)
+                self._keep(file, worker, report, recovering=task.kind != VINE_TASK_TYPE_STANDARD)
             else:
                 self._retrieve(task, worker, file, mount, report)
         for remote in message.missing:
@@ -134,11 +136,24 @@ class Completion:
         good = message.result == VINE_RESULT_SUCCESS and message.exit_code == 0
         return not ((mount.flags & VINE_FAILURE_ONLY and good) or (mount.flags & VINE_SUCCESS_ONLY and not good))
 
-    def _keep(self, file: FileRecord, worker: WorkerRecord, report: OutputReport) -> None:
+    def _replace(self, file: FileRecord, worker: WorkerRecord) -> None:
+        """The worker made a new version: nobody may read the old one any more."""
+        for key in list(file.replicas):
+            if key != worker.key:
+                self.staging.unlink(file, self.books.workers[key])
+        self.staging.forget(file, worker)
+
+    def _keep(self, file: FileRecord, worker: WorkerRecord, report: OutputReport, *, recovering: bool) -> None:
         books = self.books
         if not file.needed:
             books.send(worker, Unlink((file.name,)))
             return
+        if _differs(file, report):
+            if recovering:  # what others may have read already counts
+                if worker.key not in file.replicas:
+                    books.send(worker, Unlink((file.name,)))
+                return
+            self._replace(file, worker)
         books.observer.cache_update(books.now, worker.key, file.name, file.decl.kind, file.level, report.size_bytes, 0.0,
                                     books.now, 0)
         self.staging.mark_ready(file, worker, report.size_bytes, report.sha256)
@@ -149,6 +164,8 @@ class Completion:
         run, decl = task.run, file.decl
         assert run is not None
         inlined = report.inline is not None
+        if _differs(file, report):
+            self._replace(file, worker)
         if not inlined or file.level > VINE_CACHE_LEVEL_TASK:
             self.staging.mark_ready(file, worker, report.size_bytes, report.sha256)
         good = run.result == VINE_RESULT_SUCCESS and run.exit_code == 0
@@ -248,3 +265,8 @@ class Completion:
         peak = Resources(-1, measured.memory_mb, measured.disk_mb, -1)
         if category.record(task.id, peak, max(0.0, run.end - run.start), largest_worker=self.dispatcher.placement.largest):
             self.books.ready.unsaturate()
+
+
+def _differs(file: FileRecord, report: OutputReport) -> bool:
+    """Is what was reported another version than the replicas we know?"""
+    return file.ready > 0 and (file.size != report.size_bytes or file.sha256 != report.sha256)

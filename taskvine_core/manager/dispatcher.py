@@ -289,7 +289,7 @@ class Dispatcher:
         if worker.queued.pop(task.id, None) is None:
             worker.running.pop(task.id, None)
             worker.in_use = worker.in_use.minus(run.allocation)
-            worker.free_gpus.extend(run.gpus)
+            worker.free_gpus.extend(gpu for gpu in run.gpus if int(gpu) < worker.totals.gpus)
             self._move_up(worker)
         if not worker.running:
             worker.idle_since = books.now

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from taskvine_core.constants import VINE_CACHE_LEVEL_TASK
+from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_TEMP
 from taskvine_core.logs.observer import REMOVED_EXPLICIT, REMOVED_FAILURE, REMOVED_FAST_ABORT, REMOVED_IDLE_OUT, REMOVED_XFER_ERRORS
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.dispatcher import Dispatcher
 from taskvine_core.manager.events import Disconnect, Notice, WorkerJoined
 from taskvine_core.manager.placement import Placement
-from taskvine_core.manager.records import FileRecord, TaskRecord, Transfer, WorkerRecord
+from taskvine_core.manager.records import FileRecord, TaskRecord, Transfer, WorkerRecord, gpu_names
 from taskvine_core.manager.staging import Staging
 from taskvine_core.manager.states import WORKER_DRAINING, WORKER_LEAVING, WORKER_SERVING, check_worker_transition
 from taskvine_core.protocol.messages import (
@@ -29,7 +29,7 @@ from taskvine_core.protocol.messages import (
     Unlink,
     Welcome,
 )
-from taskvine_core.resources import Resources
+from taskvine_core.resources import ZERO, Resources
 
 #: How often silent and slow workers are looked for.
 PATROL_S = 1.0
@@ -98,6 +98,8 @@ class Fleet:
             return entry.level > VINE_CACHE_LEVEL_TASK
         if file.sha256 and entry.sha256 and file.sha256 != entry.sha256:
             return False
+        if file.decl.kind == VINE_TEMP and not file.sha256:
+            return False  # no attempt that we know of has made it: what the worker holds may be anything
         self.staging.mark_ready(file, worker, entry.size_bytes, entry.sha256)
         self.books.observer.cache_update(self.books.now, worker.key, entry.name, file.decl.kind, file.level, entry.size_bytes,
                                          0.0, self.books.now, 0)
@@ -117,8 +119,11 @@ class Fleet:
         worker.disk_free_mb = report.disk_free_mb
         if report.total != worker.totals:
             self._kinds[worker.totals] -= 1
-            worker.totals = report.total
+            worker.totals = report.total.at_least(ZERO)
+            worker.most = worker.most.at_least(worker.totals)
             self._kinds[worker.totals] += 1
+            given = {gpu for task in worker.running.values() if task.run is not None for gpu in task.run.gpus}
+            worker.free_gpus = [gpu for gpu in gpu_names(worker.totals.gpus) if gpu not in given]
             self._update_largest()
             self.books.observer.worker_resources(self.books.now, worker.key, report.total)
             self.books.index.update(worker, self.books.now, grown=True)

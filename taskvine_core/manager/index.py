@@ -11,6 +11,10 @@ from taskvine_core.manager.records import WorkerRecord
 from taskvine_core.manager.states import WORKER_SERVING
 
 
+#: Workers with more free cores than this share a bucket: what a worker says must not size our tables.
+MAX_BUCKET = 1024
+
+
 class WorkerIndex:
     """Eligible workers in buckets of free cores, and those whose room has grown since the last pass."""
 
@@ -28,7 +32,7 @@ class WorkerIndex:
             self.remove(worker)
             self.resting[worker] = None
             return
-        free = max(0, worker.totals.cores - worker.in_use.cores)
+        free = min(MAX_BUCKET, max(0, worker.totals.cores - worker.in_use.cores))
         if free != worker.bucket:
             if worker.bucket >= 0:
                 self._buckets[worker.bucket].pop(worker, None)

@@ -61,8 +61,7 @@ def _check_worker(books: Books, worker: WorkerRecord) -> None:
         used = used.plus(task.run.allocation)
     assert used == worker.in_use, f"{worker.id}: allocations add up to {used}, books say {worker.in_use}"
     if books.tuning.resource_submit_multiplier == 1.0 and used != ZERO:
-        assert used.cores <= worker.totals.cores and used.memory_mb <= worker.totals.memory_mb, f"{worker.id} is overcommitted"
-        assert used.gpus <= worker.totals.gpus
+        assert used.fits_in(worker.most), f"{worker.id} is overcommitted: {used} of {worker.most}"
     gpus = [gpu for task in worker.running.values() if task.run is not None for gpu in task.run.gpus]
     assert len(set(gpus)) == len(gpus), f"{worker.id}: a gpu is given twice"
     for name, file in worker.files.items():

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 PRIORITY_NORMAL, PRIORITY_EXHAUSTION, PRIORITY_RECOVERY = 0, 1, 2
 
 MB = 1 << 20
+#: Names of gpus kept per worker at most, whatever a worker claims.
+MAX_GPUS = 1024
+
+
+def gpu_names(count: int) -> list[str]:
+    """Names of a worker's gpus: "0", "1", ..."""
+    return [str(number) for number in range(min(MAX_GPUS, max(0, count)))]
 
 
 class Totals:
@@ -108,7 +115,7 @@ class WorkerRecord:
 
     __slots__ = ("addrport", "blocked", "bucket", "cache_mb", "cached_bytes", "disk_free_mb", "done", "done_s", "end_time",
                  "features", "files", "free_gpus", "hello", "host", "id", "idle_since", "in_use", "incoming", "joined",
-                 "key", "last_heard", "leave_reason", "not_before", "offered", "outgoing", "pinged", "queued", "running",
+                 "key", "last_heard", "leave_reason", "most", "not_before", "offered", "outgoing", "pinged", "queued", "running",
                  "sent_bad", "sent_ok", "slow_alarms", "state", "strikes", "took_bad", "took_ok", "totals", "retrieving",
                  "bytes_moved", "leave_exit")
 
@@ -118,12 +125,12 @@ class WorkerRecord:
         self.hello = hello
         self.host = host
         self.addrport = f"{host}:{port}"
-        self.totals = hello.resources
+        self.totals = self.most = hello.resources.at_least(ZERO)  # offered now, and at any time
         self.in_use = ZERO  # allocations of running tasks; the cache is counted apart
         self.cached_bytes = 0
         self.cache_mb = 0
         self.disk_free_mb = -1
-        self.free_gpus = [str(i) for i in range(max(0, hello.resources.gpus))]
+        self.free_gpus = gpu_names(hello.resources.gpus)
         self.features = frozenset(hello.features)
         self.end_time = hello.end_time
         self.running: dict[int, TaskRecord] = {}

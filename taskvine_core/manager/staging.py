@@ -263,12 +263,12 @@ class Staging:
             return
         file, books = transfer.file, self.books
         worker.took_ok += 1
-        worker.bytes_moved += message.size_bytes
+        worker.bytes_moved += max(0, message.size_bytes)
         source = books.workers.get(transfer.source)
         if source is not None:
             source.sent_ok += 1
         elif transfer.source == FROM_MANAGER:
-            books.stats.bytes_sent += message.size_bytes
+            books.stats.bytes_sent += max(0, message.size_bytes)
         file.fault_streak = 0
         books.observer.cache_update(books.now, worker.key, message.name, file.decl.kind, file.level, message.size_bytes,
                                     message.wall_s, message.start, message.transfer_id)
@@ -279,17 +279,17 @@ class Staging:
         self.kick_some()
 
     def mark_ready(self, file: FileRecord, worker: WorkerRecord, size: int, sha256: bytes) -> None:
-        """The worker holds the file, complete."""
+        """The worker holds the file, complete. Size and hash of the first replica count: a later one that differs is
+        accounted like it, and found out by whoever fetches it."""
         if file.replicas.get(worker.key) == REPLICA_READY:
             return
         file.replicas[worker.key] = REPLICA_READY
         worker.files[file.name] = file
-        worker.cached_bytes += size
+        if not file.ready:
+            file.size = max(0, size)
+            file.sha256 = sha256 or file.sha256
+        worker.cached_bytes += file.size
         worker.cache_mb = worker.cached_bytes // MB
-        if size >= 0:
-            file.size = size
-        if sha256:
-            file.sha256 = sha256
         file.ready += 1
         if file.ready == 1:
             self.needs.file_available(file)
@@ -300,10 +300,10 @@ class Staging:
         """An ordered object did not arrive."""
         books = self.books
         transfer = self._end(message.transfer_id, worker)
-        file = books.files.get(message.name)
+        file = books.files.get(message.name) if transfer is None else transfer.file
         if file is None or (message.transfer_id and transfer is None):
             return
-        books.observer.cache_invalid(books.now, worker.key, message.name, message.transfer_id, message.reason)
+        books.observer.cache_invalid(books.now, worker.key, file.name, message.transfer_id, message.reason)
         self.forget(file, worker)
         if message.blame == BLAME_SELF or transfer is None:
             worker.took_bad += 1
