@@ -135,8 +135,6 @@ def chase(settings: Settings, pool: str, fleet: Fleet, now: float, cause: int) -
     grace = settings.drain_grace_s
     polite, force, late = [], [], []
     for job in fleet.of_pool(pool):
-        if job.in_flight:
-            continue
         if job.state is JobState.DRAINING:
             if job.cancelled_at is None:
                 if job.unlisted_since is not None and now - job.unlisted_since >= grace:

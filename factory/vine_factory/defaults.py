@@ -9,6 +9,8 @@ BATCH_PERIOD_S = 30.0
 """Pass period for real batch systems: the published value, and what schedulers tolerate from one user."""
 MIN_PASS_GAP_S = 0.1
 """Two passes are at least so far apart, so that a burst of changed readings costs one pass, not one each."""
+STOP_AGAIN_S = 1.0
+"""A second signal means "do not wait" only after this: `timeout` and some shells deliver one wish twice."""
 STOP_PERIOD_S = 0.2
 """Pass period while ending: somebody waits at the terminal."""
 DISCOVERY_PERIOD_S = 1.0

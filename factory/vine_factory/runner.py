@@ -93,6 +93,7 @@ class Runner:
         self._last_state: dict[str, Any] = {}
         self._state_written_at = float("-inf")
         self._journal_problem = ""
+        self._signalled_at: float | None = None
         self._parent = os.getppid()
         self._stop_deadline: float | None = None
         self._status: int | None = None
@@ -149,9 +150,11 @@ class Runner:
                 self._woken = True
 
     def _on_signal(self, number: int, _frame: object) -> None:
+        name, now = signal.Signals(number).name, self.clock()
+        self._signalled_at = now if self._signalled_at is None else self._signalled_at
         # A second signal means that somebody does not want to wait for the workers.
-        name = signal.Signals(number).name
-        self._inbox.put(lambda: self._stop(f"received {name}", at_once=bool(self._core.stopping)))
+        at_once = now - self._signalled_at >= defaults.STOP_AGAIN_S
+        self._inbox.put(lambda: self._stop(f"received {name}", at_once))
 
     def _stop(self, reason: str, at_once: bool = False) -> None:
         now = self.clock()

@@ -154,6 +154,18 @@ def test_a_single_empty_listing_ends_no_job(listings: int) -> None:
     assert bench.of(SubmitJobs) == []
 
 
+def test_listings_asked_for_before_a_job_was_accepted_say_nothing_about_it() -> None:
+    bench = Bench()
+    bench.need = 1
+    bench.step()
+    bench.now = 10.0
+    bench.tell(Accepted("local", (("j1", "b"),)))
+    for tenth in range(9):
+        bench.listing = Known((), 9.0 + tenth / 10)
+        bench.step(2.0)
+    assert bench.core.fleet.jobs["j1"].live
+
+
 def test_a_job_missing_from_many_listings_is_gone_and_replaced() -> None:
     bench = Bench()
     bench.fleet(3)
@@ -201,21 +213,22 @@ def test_journalled_jobs_count_from_the_start() -> None:
 
 def test_idle_workers_are_retired_only_after_the_window() -> None:
     bench = Bench()
-    bench.fleet(4)
+    bench.fleet(5)
     bench.workers["j2"] = "busy"
-    bench.need = 1
-    asked = []
+    bench.need = 2
+    asked: list[RetireWorkers] = []
     while bench.now < 130 and not asked:
         bench.step()
         asked = bench.of(RetireWorkers)
     assert 60 <= bench.now <= 70
     assert {job for job, _ in asked[0].workers} == {"j1", "j3", "j4"}
     bench.step()
-    assert bench.of(RetireWorkers) == []      # not asked twice
+    assert bench.of(RetireWorkers) == []      # not asked twice, nor another one in its place
     bench.tell(RetireAnswered("m:1", ("j1", "j3"), {"j4": "it just got a task"}))
     assert bench.core.fleet.jobs["j1"].state is JobState.DRAINING
     bench.step()
-    assert bench.of(RetireWorkers) == []      # refused: not asked again for a while
+    asked = bench.of(RetireWorkers)           # who refused is not asked again for a while; another one is
+    assert [job for action in asked for job, _ in action.workers] == ["j5"]
     assert bench.core.fleet.jobs["j4"].state is JobState.CONNECTED
 
 
@@ -236,10 +249,26 @@ def test_a_silent_manager_shrinks_nothing_until_it_is_given_up() -> None:
     while bench.now - lost < defaults.MANAGER_GONE_S:
         bench.step()
         assert bench.of(RetireWorkers) == [] and bench.of(CancelJobs) == []
-    assert bench.active() == 4
+    assert [job.state for job in bench.core.fleet.live()] == [JobState.CONNECTED] * 4
     for _ in range(80):
         bench.step()
     assert bench.active() == 0
+
+
+def test_a_moment_of_not_knowing_starts_the_window_anew() -> None:
+    bench = Bench()
+    bench.fleet(4)
+    bench.need = 0
+    for _ in range(50):
+        bench.step()
+    bench.manager = Unknown("timeout", bench.now)
+    bench.step()
+    bench.manager = None
+    for _ in range(int(defaults.RETIRE_AFTER_S) - 1):
+        bench.step()
+        assert bench.of(RetireWorkers) == []
+    bench.step(5)
+    assert len(bench.of(RetireWorkers)[0].workers) == 4
 
 
 def test_a_silent_manager_gets_no_more_workers_on_old_news() -> None:
@@ -361,6 +390,31 @@ def test_stop_waits_for_a_submission_in_flight_and_ends_its_jobs() -> None:
     bench.run("j1")
     bench.step()
     assert bench.of(CancelJobs)[0].jobs == (("j1", "b"),)
+
+
+def test_a_job_that_shows_up_after_it_was_cancelled_is_cancelled_again() -> None:
+    bench = Bench()
+    bench.need = 1
+    bench.step()
+    bench.tell(SubmitUnclear("local", ("j1",), "timeout"))
+    bench.tell(StopRequested("test"))
+    assert bench.of(CancelJobs)[0].jobs == (("j1", ""),)
+    bench.run("j1")
+    bench.step()
+    assert [(action.jobs, action.force) for action in bench.of(CancelJobs)] == [((("j1", "bj1"),), False)]
+
+
+def test_a_stop_before_the_first_listing_waits_for_it_and_ends_what_it_shows() -> None:
+    bench = Bench()
+    bench.listing = Unknown("not yet", 0.0)
+    bench.tell(StopRequested("test"))
+    bench.step()
+    assert bench.of(Finish) == []
+    bench.listing = None
+    bench.run("old-1")
+    bench.step()
+    assert bench.of(Finish) == []
+    assert bench.of(CancelJobs)[0].jobs == (("old-1", "bold-1"),)
 
 
 def test_a_cancellation_without_answer_is_asked_again() -> None:
