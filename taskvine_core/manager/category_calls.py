@@ -6,10 +6,17 @@ Owns the argument checks of these calls. What a category does with its limits is
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from taskvine_core.constants import (
+    VINE_TASK_READY,
+    VINE_TASK_RUNNING,
+    VINE_TASK_TYPE_STANDARD,
+    VINE_TASK_WAITING_RETRIEVAL,
+)
 from taskvine_core.errors import UsageError, UsageTypeError
 from taskvine_core.manager import checks
 from taskvine_core.manager.base import ManagerBase
@@ -85,10 +92,17 @@ class CategoryMixin(ManagerBase):
     def stats_category(self, category: str) -> CategoryStats:
         """The statistics of one category, as of now."""
         def read(core: ManagerCore, now: float) -> CategoryStats:
-            core.refresh_stats()
             copy = CategoryStats()
             copy.assign(core.books.categories.get(category).stats)
+            states = Counter(task.state for task in core.books.tasks.values()
+                             if task.spec.category == category and task.kind == VINE_TASK_TYPE_STANDARD)
+            copy.tasks_waiting = states[VINE_TASK_READY]
+            copy.tasks_running = states[VINE_TASK_RUNNING]
+            copy.tasks_with_results = states[VINE_TASK_WAITING_RETRIEVAL]
+            copy.tasks_on_workers = copy.tasks_running + copy.tasks_with_results
+            copy.tasks_submitted = states.total() + copy.tasks_done + copy.tasks_cancelled
             return copy
+
         return self._runner.call(read)
 
     def _categories(self, change: Callable[[Categories], T]) -> T:

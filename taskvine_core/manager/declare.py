@@ -23,7 +23,7 @@ from taskvine_core.errors import UsageError, UsageTypeError
 from taskvine_core.manager import checks, naming
 from taskvine_core.manager.base import ManagerBase
 from taskvine_core.manager.events import Prune, Undeclare
-from taskvine_core.manager.file import File
+from taskvine_core.manager.file import File, remove_local
 from taskvine_core.manager.python_files import input_buffer
 from taskvine_core.model.files import FileDecl
 
@@ -146,12 +146,9 @@ class DeclareMixin(ManagerBase):
         """
         _check(file)
         decl = file._decl
-        raw: Any = None
         if file._loaded is None and decl.kind not in (VINE_FILE, VINE_BUFFER):
-            if file._announced:
-                raw = self._runner.fetch_contents(decl.name, FETCH_TIMEOUT_S)
-        else:
-            raw = file._raw()
+            return self._fetch_from_worker(file)
+        raw: Any = file._raw()
         if isinstance(raw, Path):
             try:
                 raw = raw.read_bytes()
@@ -159,9 +156,19 @@ class DeclareMixin(ManagerBase):
                 return None  # not written yet, or a directory: the program may ask again
         if raw is None:
             return None
-        if decl.kind not in (VINE_FILE, VINE_BUFFER):
-            file._loaded = bytes(raw)
         return bytes(raw).decode("utf-8", "surrogateescape")
+
+    def _fetch_from_worker(self, file: File) -> str | None:
+        """Ask a worker that has a replica; what it sends is kept in memory."""
+        raw = self._runner.fetch_contents(file.cached_name, FETCH_TIMEOUT_S) if file._announced else None
+        if isinstance(raw, Path):
+            staged = raw
+            raw = None if staged.is_dir() else staged.read_bytes()
+            remove_local(str(staged))
+        if raw is None:
+            return None
+        file._loaded = raw
+        return raw.decode("utf-8", "surrogateescape")
 
     def undeclare_file(self, file: File) -> None:
         """The program will not use it any more: workers drop it, and a local file to be unlinked goes too.

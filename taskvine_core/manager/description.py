@@ -22,7 +22,14 @@ from taskvine_core.errors import UsageError
 from taskvine_core.manager import checks
 from taskvine_core.manager.events import TaskOutcome
 from taskvine_core.manager.file import Claims, File
-from taskvine_core.manager.mounting import Mounted, apply_keywords, check_file, freeze_mounts, links_for_outputs, mounted
+from taskvine_core.manager.mounting import (
+    Mounted,
+    apply_keywords,
+    check_file,
+    freeze_mounts,
+    links_for_outputs,
+    mounted,
+)
 from taskvine_core.model.tasks import KIND_COMMAND, TaskSpec
 from taskvine_core.resources import NOTHING_SET
 

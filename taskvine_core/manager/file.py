@@ -236,10 +236,10 @@ class File:
     def _unlink_if_unused(self) -> None:
         if self._unlink and not self._declared and self._holds == 0:
             self._unlink = False
-            _remove(self._decl.source)
+            remove_local(self._decl.source)
 
 
-def _remove(path: str) -> None:
+def remove_local(path: str) -> None:
     """Delete a local file or directory; that it is gone already is what was wanted."""
     import shutil
 

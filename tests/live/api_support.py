@@ -32,11 +32,12 @@ class Cluster:
         """Start a worker and wait until the manager has it."""
         before = manager.stats.workers_connected
         number = len(self._workers)
-        log = open(self.directory / f"worker-{number}.log", "wb")
+        log = open(self.directory / f"worker-{number}.log", "wb")  # noqa: SIM115 - closed in close()
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
             [sys.executable, "-m", "taskvine_core.worker.cli", "localhost", str(manager.port), "--cores", str(cores),
-             "--memory", str(memory), "--disk", str(disk), "--workdir", str(self.directory / f"work-{number}"), *options],
+             "--memory", str(memory), "--disk", str(disk), "--workdir",
+             str(self.directory / f"work-{number}"), *options],
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL)
         self._workers.append((process, log))
         if wait:

@@ -73,7 +73,8 @@ def test_a_directory_may_be_an_output(manager, tmp_path):
 def test_a_buffer_in_and_two_out(manager):
     data = "hello\n" * 100
     out = [manager.declare_buffer(), manager.declare_buffer()]
-    task = vine.Task("cp in a; cp in b", inputs={manager.declare_buffer(data): "in"}, outputs={out[0]: "a", out[1]: "b"})
+    task = vine.Task("cp in a; cp in b", inputs={manager.declare_buffer(data): "in"},
+                     outputs={out[0]: "a", out[1]: "b"})
     run(manager, task)
     assert task.successful() and [o.contents() for o in out] == [data.encode()] * 2
 

@@ -64,6 +64,13 @@ def test_large_arguments_and_results_travel(manager):
     assert task.output == b"ba" * 500_000
 
 
+@by_value
+def previous():
+    """What another task's output file holds."""
+    with open("previous", "rb") as stream:
+        return pickle.load(stream)
+
+
 def test_raw_bytes_come_back_as_they_are(manager):
     task = vine.PythonTask(lambda: b"\x80\x00raw")
     task.disable_output_serialization()
@@ -144,11 +151,7 @@ def test_a_temp_result_is_the_input_of_the_next(manager):
     first.enable_temp_output()
     run(manager, first)
 
-    def more():
-        with open("previous", "rb") as stream:
-            return pickle.load(stream) * 10
-
-    second = vine.PythonTask(more)
+    second = vine.PythonTask(lambda: previous() * 10)
     second.add_input(first.output_file, "previous")
     assert run(manager, second).output == 30
     assert manager.fetch_file(first.output_file) is not None
@@ -161,7 +164,7 @@ def test_a_temp_result_is_the_input_of_the_next(manager):
 def test_a_result_at_the_manager_is_the_input_of_the_next(manager, size):
     """Small results arrive inside a message, large ones as a file."""
     first = run(manager, vine.PythonTask(lambda n: b"z" * n, size))
-    second = vine.PythonTask(lambda: len(pickle.load(open("previous", "rb"))))
+    second = vine.PythonTask(lambda: len(previous()))
     second.add_input(first.output_file, "previous")
     run(manager, second)
     assert second.output == size, (second.result, second.std_output)
@@ -170,7 +173,7 @@ def test_a_result_at_the_manager_is_the_input_of_the_next(manager, size):
 def test_a_result_may_be_used_before_it_exists(manager):
     first = vine.PythonTask(lambda: 7)
     manager.submit(first)
-    second = vine.PythonTask(lambda: pickle.load(open("previous", "rb")) + 1)
+    second = vine.PythonTask(lambda: previous() + 1)
     second.add_input(first.output_file, "previous")
     manager.submit(second)
     list(drain(manager))

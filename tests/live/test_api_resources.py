@@ -134,8 +134,10 @@ def test_workers_are_summarized(manager):
 def test_stats_of_a_category_count_its_tasks(manager):
     run(manager, vine.Task("true", category="counted"))
     run(manager, vine.Task("false", category="counted"))
+    manager.submit(vine.Task("true", category="counted", features="nobody has it"))
     stats = manager.stats_category("counted")
-    assert (stats.tasks_submitted, stats.tasks_done, stats.tasks_successful) == (2, 2, 1)
+    assert (stats.tasks_submitted, stats.tasks_done, stats.tasks_successful, stats.tasks_waiting) == (3, 2, 1, 1)
+    assert manager.cancel_by_category("counted") == 1 and len(list(drain(manager))) == 1
     assert manager.stats_category("other").tasks_submitted == 0
 
 

@@ -35,7 +35,8 @@ class FakeRunner:
         self.manager_id = "fake"
         self._ids = itertools.count(1)
         self._least = 1
-        self.core = ManagerCore(manager_id="fake", name=settings.name or "", rng=Random(1), new_task_id=self.new_task_id)
+        self.core = ManagerCore(manager_id="fake", name=settings.name or "", rng=Random(1),
+                                new_task_id=self.new_task_id)
         self.completed = deque()
         self.events = []
         self.stored = {}
@@ -44,6 +45,7 @@ class FakeRunner:
         self.closed = []
         self.on_pump = None
         self.pumps = []
+        self.pump_ended = False
         FakeRunner.made.append(self)
 
     def new_task_id(self):
@@ -77,7 +79,8 @@ class FakeRunner:
         self.pumps.append(timeout_s)
         if self.on_pump is not None:
             self.on_pump()
-        return until()
+        self.pump_ended = until()
+        return self.pump_ended
 
     def finish(self, task_id, **values):
         """The task ended; as the core would, forget it."""

@@ -163,7 +163,8 @@ def test_urls_need_text_with_a_scheme(manager):
 
 @pytest.mark.parametrize(("headers", "expected"), [
     ({"content-md5": "CY9rzUYh03PK3k6DJie09g=="}, "url-md5-content-098f6bcd4621d373cade4e832627b4f6"),
-    ({"content-md5": "nonsense/..", "etag": '"a"'}, "url-md5-et-"), ({"etag": '"a"', "last-modified": "x"}, "url-md5-et-"),
+    ({"content-md5": "nonsense/..", "etag": '"a"'}, "url-md5-et-"),
+    ({"etag": '"a"', "last-modified": "x"}, "url-md5-et-"),
     ({"last-modified": "x"}, "url-md5-lm-"), ({}, "url-md5-url-")])
 def test_a_kept_url_is_named_by_the_best_its_server_says(headers, expected):
     name = naming.url_name("http://h/x", vine.VINE_CACHE_LEVEL_WORKER, headers)
@@ -251,7 +252,7 @@ def test_permission_bits_set_after_the_declaration_count(manager, runner):
     ("make it", "o", TypeError), (vine.PythonTask(len, "x"), "o", TypeError), (vine.Task("x"), "/o", ValueError),
     (vine.Task("x"), "../o", ValueError), (vine.Task("x"), 5, TypeError)])
 def test_what_cannot_make_a_file_is_refused(manager, task, source, error):
-    with pytest.raises(error, match="minitask|source"):
+    with pytest.raises(error, match=r"minitask|source"):
         manager.declare_minitask(task, source)
 
 
@@ -265,7 +266,8 @@ def test_ready_made_mini_tasks_quote_and_mount(manager, tmp_path):
     (tmp_path / "env.tar.gz").write_text("x")
     tasks = {
         "untar": manager.declare_untar(data), "poncho": manager.declare_poncho(str(tmp_path / "env.tar.gz")),
-        "starch": manager.declare_starch(data), "xrootd": manager.declare_xrootd("root://h//a b", proxy=proxy, env=data),
+        "starch": manager.declare_starch(data),
+        "xrootd": manager.declare_xrootd("root://h//a b", proxy=proxy, env=data),
         "chirp": manager.declare_chirp("h:9094", "/a;b", ticket=proxy)}
     commands = {kind: file._decl.mini_task for kind, file in tasks.items()}
     assert all(file.type() == vine.VINE_MINI_TASK for file in tasks.values())
@@ -310,11 +312,15 @@ def test_output_buffers_are_read_back(manager, runner, tmp_path):
 def test_fetched_temps_are_kept_in_memory(manager, runner, tmp_path):
     temp = manager.declare_temp()
     assert manager.fetch_file(temp) is None  # nobody writes it
-    use(manager, temp)
+    other = manager.declare_temp()
+    use(manager, temp, other)
     assert manager.fetch_file(temp) is None
     (tmp_path / "got").write_bytes(b"caf\xe9")
     runner.fetched[temp.cached_name] = tmp_path / "got"
-    assert manager.fetch_file(temp) == "caf\udce9"
+    assert manager.fetch_file(temp) == "caf\udce9" and not (tmp_path / "got").exists()
+    (tmp_path / "dir").mkdir()
+    runner.fetched[other.cached_name] = tmp_path / "dir"
+    assert manager.fetch_file(other) is None and not (tmp_path / "dir").exists()
     runner.fetched.clear()
     assert temp.contents() == b"caf\xe9" and manager.fetch_file(temp) == "caf\udce9"
 
@@ -323,7 +329,8 @@ def test_fetching_a_local_file_that_is_not_there_gives_none(manager, tmp_path):
     assert manager.fetch_file(manager.declare_file(tmp_path / "none")) is None
 
 
-@pytest.mark.parametrize("call", ["fetch_file", "undeclare_file", "remove_file", "prune_file", "get_file_replica_count"])
+@pytest.mark.parametrize("call", ["fetch_file", "undeclare_file", "remove_file", "prune_file",
+                                  "get_file_replica_count"])
 def test_only_files_can_be_handled(manager, call):
     with pytest.raises(TypeError, match="file must be a File"):
         getattr(manager, call)("path")
@@ -411,6 +418,36 @@ def test_a_file_to_be_unlinked_lives_as_long_as_the_task_object(manager, runner,
     del task
     gc.collect()
     assert not (tmp_path / "f").exists()
+
+
+def test_a_file_other_tasks_refer_to_is_not_unlinked_yet(manager, runner, tmp_path):
+    (tmp_path / "f").write_text("x")
+    file = manager.declare_file(tmp_path / "f", unlink_when_done=True)
+    task = use(manager, file)
+    manager.remove_file(file)
+    assert (tmp_path / "f").exists()
+    runner.finish(task.id)
+    assert manager.wait(0) is task
+    del task
+    gc.collect()
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_temps_producer_keeps_its_large_inputs_at_the_manager(manager, runner):
+    data, temp = manager.declare_buffer(b"z" * (INLINE_MAX_BYTES + 1)), manager.declare_temp()
+    task = vine.Task("x", inputs={data: "in"}, outputs={temp: "out"})
+    manager.submit(task)
+    path = data._decl.source
+    runner.finish(task.id)
+    assert manager.wait(0) is task
+    del task, data
+    gc.collect()
+    manager.wait(0)
+    assert os.path.exists(path)
+    del temp
+    gc.collect()
+    manager.wait(0)
+    assert not os.path.exists(path)
 
 
 def test_what_is_still_declared_is_unlinked_at_the_end(manager, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 import os
 import sys
@@ -53,7 +54,8 @@ def test_an_impossible_port_is_refused_with_the_published_type(make, port, error
 @pytest.mark.parametrize(("port", "env", "expected"), [
     (0, {}, (0, 0)), (9200, {"VINE_PORT": "1"}, (9200, 9200)), ((9100, 9200), {}, (9100, 9200)),
     (0, {"VINE_PORT": "9300"}, (9300, 9300)), (0, {"TCP_LOW_PORT": "9000", "TCP_HIGH_PORT": "9010"}, (9000, 9010)),
-    (0, {"VINE_LOW_PORT": "9000", "VINE_HIGH_PORT": "9010"}, (9000, 9010)), (0, {"TCP_LOW_PORT": "9000"}, (9000, 65535)),
+    (0, {"VINE_LOW_PORT": "9000", "VINE_HIGH_PORT": "9010"}, (9000, 9010)),
+    (0, {"TCP_LOW_PORT": "9000"}, (9000, 65535)),
     ([5000, 5000], {}, (5000, 5000))])
 def test_ports_come_from_the_argument_then_from_the_environment(port, env, expected):
     assert setup.port_range(port, env) == expected
@@ -242,7 +244,9 @@ def test_wait_comes_back_early_when_something_happened_and_nothing_is_left(make)
     manager = make()
     runner = FakeRunner.made[-1]
     runner.on_pump = lambda: setattr(runner.core.books.stats, "workers_joined", 1)
-    assert manager.wait(60) is None and len(runner.pumps) == 1
+    assert manager.wait(60) is None and len(runner.pumps) == 1 and runner.pump_ended
+    runner.on_pump = None
+    assert manager.wait(60) is None and not runner.pump_ended  # nothing happened: until the timeout
 
 
 def test_ctrl_c_in_wait_loses_nothing(make):
@@ -258,6 +262,22 @@ def test_ctrl_c_in_wait_loses_nothing(make):
         manager.wait(5)
     runner.on_pump = None
     assert manager.wait(5) is task and manager.empty() and manager.wait(0) is None
+
+
+def test_ctrl_c_while_an_outcome_is_taken_loses_nothing(make):
+    class Interrupted(collections.deque):
+        def popleft(self):
+            super().popleft()
+            raise KeyboardInterrupt
+
+    manager, task = make(), vine.Task("a")
+    manager.submit(task)
+    runner = FakeRunner.made[-1]
+    runner.completed = Interrupted(runner.completed)
+    runner.finish(1)
+    with pytest.raises(KeyboardInterrupt):
+        manager.wait(5)
+    assert manager.wait(5) is task and manager.empty()
 
 
 def test_an_outcome_noted_twice_is_returned_once(make):

@@ -49,7 +49,8 @@ def test_every_keyword_reaches_the_spec(manager):
     out = manager.declare_temp()
     spec = frozen(manager, vine.Task(
         "run", tag="t", category="c", scheduler="worst", cores=2, memory=300, disk=400, gpus=1, retries=3, priority=5,
-        time_start=1_000_000, time_end=2_000_000, time_max=30, time_min=4, features=["a", "b"], env={"A": "1", "B": None},
+        time_start=1_000_000, time_end=2_000_000, time_max=30, time_min=4, features=["a", "b"],
+        env={"A": "1", "B": None},
         inputs={data: {"remote_name": "in", "strict_input": True, "mount_symlink": True}},
         outputs={out: {"remote_name": "out", "watch": True, "failure_only": True}}, max_forsaken=2, unknown="ignored"))
     assert spec.command == "run" and spec.tag == "t" and spec.category == "c"
@@ -74,9 +75,11 @@ def test_single_feature_and_plain_names_are_accepted(manager):
 
 @pytest.mark.parametrize(("values", "error", "named"), [
     ({"inputs": {"file.txt": "in"}}, TypeError, "input"), ({"outputs": {"file.txt": "out"}}, TypeError, "output"),
-    ({"inputs": ["x"]}, TypeError, "inputs"), ({"env": ["A=1"]}, TypeError, "env"), ({"cores": "two"}, TypeError, "cores"),
+    ({"inputs": ["x"]}, TypeError, "inputs"), ({"env": ["A=1"]}, TypeError, "env"),
+    ({"cores": "two"}, TypeError, "cores"),
     ({"memory": float("nan")}, ValueError, "memory"), ({"priority": "high"}, TypeError, "priority"),
-    ({"retries": "many"}, TypeError, "retries"), ({"tag": 5}, TypeError, "tag"), ({"category": 5}, TypeError, "category"),
+    ({"retries": "many"}, TypeError, "retries"), ({"tag": 5}, TypeError, "tag"),
+    ({"category": 5}, TypeError, "category"),
     ({"scheduler": "best"}, ValueError, "scheduler"), ({"features": [5]}, TypeError, "feature"),
     ({"time_max": "1h"}, TypeError, "time_max"), ({"env": {"": "x"}}, ValueError, "environment variable"),
     ({"env": {"A=B": "x"}}, ValueError, "environment variable")])
@@ -217,7 +220,8 @@ def test_large_output_is_read_from_its_file(tmp_path):
 def test_metrics_are_microseconds_and_bytes():
     task = vine.Task("x")
     task._outcome = outcome(1, bytes_sent=3, bytes_received=4, times=TaskTimes(submitted=1.5, execute_all_s=0.25))
-    assert task.get_metric("time_when_submitted") == 1_500_000 and task.get_metric("time_workers_execute_all") == 250_000
+    assert task.get_metric("time_when_submitted") == 1_500_000
+    assert task.get_metric("time_workers_execute_all") == 250_000
     assert task.get_metric("bytes_transferred") == 7 and task.get_metric("nonsense") == 0
 
 
@@ -256,7 +260,8 @@ def test_small_arguments_travel_inside_the_spec(manager):
     task = vine.PythonTask(add, 1, b=2)
     spec = frozen(manager, task)
     assert spec.kind == KIND_PYTHON and pickle.loads(spec.arguments) == [(1,), {"b": 2}] and spec.arguments_file == ""
-    assert spec.inputs[-1] == (spec.function, "", 0) and spec.outputs[-1] == (task.output_file.cached_name, RESULT_REMOTE, 0)
+    assert spec.inputs[-1] == (spec.function, "", 0)
+    assert spec.outputs[-1] == (task.output_file.cached_name, RESULT_REMOTE, 0)
     assert spec.function.startswith("buffer-md5-") and task.command.startswith("python3 w_")
 
 
