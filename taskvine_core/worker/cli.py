@@ -23,6 +23,7 @@ from taskvine_core.worker.environment import base_environment
 from taskvine_core.worker.finder import Finder
 from taskvine_core.worker.jobs import Jobs, monotonic_epoch
 from taskvine_core.worker.life import LifeSettings
+from taskvine_core.worker.link import Wire
 from taskvine_core.worker.options import Options, parse, usage
 from taskvine_core.worker.pool import Mailbox, Pool
 from taskvine_core.worker.runner import Runner, RunnerSettings
@@ -95,9 +96,18 @@ def _build(options: Options, workspace: Workspace, parent_pid: int) -> Runner:
     core = WorkerCore(CoreSettings(total, worker_id[7:19], options.max_transfers, life), kept, now)
     hello = _hello(options, worker_id, total, models, end_time, _listen(options, jobs))
     base = base_environment(os.environ, f"{workspace.path}/temp")
-    settings = RunnerSettings(secret, hello, base, options.task_wrapper, parent_pid)
+    wire = Wire(options.tcp_window_size, options.tls_sni)
+    settings = RunnerSettings(secret, hello, base, options.task_wrapper, wire, parent_pid, _debug(options))
     finder = Finder(options)
     return Runner(core, settings, workspace.path, store, jobs, mailbox, finder, clock, say)
+
+
+def _debug(options: Options) -> Callable[[object], None] | None:
+    if not options.debug:
+        return None
+    from taskvine_core.worker.debug import DebugLog
+
+    return DebugLog(options.debug_file, options.debug_rotate_max)
 
 
 def _remover(path: str) -> Callable[[], None]:

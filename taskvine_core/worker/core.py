@@ -80,7 +80,7 @@ class WorkerCore(Running):
         self._send(event.hello)
 
     def _on_connect_failed(self, event: e.ConnectFailed, now: float) -> None:
-        self.life.failed(now, event.reason if event.denied else "")
+        self.life.failed(now, event.reason, event.denied)
         if now >= self.life.give_up_at:
             self._give_up()
 
@@ -88,7 +88,8 @@ class WorkerCore(Running):
         if self.life.denied:
             self._out.append(e.Exit(1, f"no manager accepted this worker: {self.life.denied}"))
         else:
-            self._out.append(e.Exit(0, "no manager could be reached within the connect timeout"))
+            why = f": {self.life.last_failure}" if self.life.last_failure else ""
+            self._out.append(e.Exit(0, f"no manager could be reached within the connect timeout{why}"))
 
     def _on_disconnected(self, event: e.Disconnected, now: float) -> None:
         """All runs die; objects stay until the next manager says who it is, except those of level task."""

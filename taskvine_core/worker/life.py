@@ -40,7 +40,8 @@ class Life:
         self.searching_since = now
         self.connect_at = now
         self.idle_since = now
-        self.denied = ""
+        self.denied = ""                # why the last attempt ended in distrust, "" = it did not
+        self.last_failure = ""
         self._backoff_s = settings.min_backoff_s
         margin_s = min(WALLTIME_MARGIN_S, WALLTIME_MARGIN_SHARE * max(0.0, settings.end_time - settings.start_time))
         self.drain_at = settings.end_time - margin_s if settings.end_time else NEVER
@@ -53,15 +54,16 @@ class Life:
         self._backoff_s = self.settings.min_backoff_s
         self.connect_at = now + self._backoff_s
 
-    def failed(self, now: float, denied: str) -> None:
+    def failed(self, now: float, reason: str, denied: bool) -> None:
         """A connection attempt failed."""
-        self.denied = denied
+        self.last_failure = reason
+        self.denied = reason if denied else ""
         self.connect_at = now + self._backoff_s
         self._backoff_s = min(self.settings.max_backoff_s, 2 * self._backoff_s)
 
     def welcomed(self, now: float) -> None:
         self.connected = True
-        self.denied = ""
+        self.denied = self.last_failure = ""
         self.idle_since = now
         self._backoff_s = self.settings.min_backoff_s
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvine_core.errors import HandshakeError, RemoteProtocolError, SecurityError, VineError
 from taskvine_core.protocol.messages import Message
@@ -28,6 +28,16 @@ KEEPALIVE_COUNT = 4
 UNACKNOWLEDGED_MS = 120_000
 
 
+class Wire(NamedTuple):
+    """How sockets are set up. ``window_bytes`` 0 = the kernel decides; ``sni`` "" = the manager's host."""
+
+    window_bytes: int = 0
+    sni: str = ""
+
+
+DEFAULT_WIRE = Wire()
+
+
 class LinkLost(VineError):
     """The connection cannot be used any more. ``denied``: the two sides do not trust or understand each other."""
 
@@ -44,18 +54,21 @@ class Link:
         secret: shared key.
         tls: a context makes the link TLS (the session then is bound to the certificate seen).
         deadline: seconds on the caller's clock when an unfinished set-up is given up.
+        wire: socket settings.
 
     Attributes:
         wants_write: the loop should tell when the socket can be written.
     """
 
-    def __init__(self, host: str, port: int, secret: bytes, tls: ssl.SSLContext | None, deadline: float) -> None:
+    def __init__(self, host: str, port: int, secret: bytes, tls: ssl.SSLContext | None, deadline: float,
+                 wire: Wire = DEFAULT_WIRE) -> None:
         self.address = (host, port)
         self.deadline = deadline
         self.wants_write = True
         self.unsent = bytearray()
         self._secret = secret
         self._tls = tls
+        self._wire = wire
         self._session: Session | None = None
         self._phase = "connecting"
         self.was_established = False    # a session that failed later no longer says so itself
@@ -65,6 +78,9 @@ class Link:
             raise LinkLost(f"host {host} is not known: {error}") from error
         self.socket: Any = socket.socket(family, kind, proto)
         self.socket.setblocking(False)
+        if wire.window_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.window_bytes)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wire.window_bytes)
         try:
             self.socket.connect(where)
         except BlockingIOError:
@@ -99,7 +115,8 @@ class Link:
             tune(self.socket)
             self._phase = "tls" if self._tls else "session"
             if self._tls:
-                self.socket = self._tls.wrap_socket(self.socket, do_handshake_on_connect=False)
+                self.socket = self._tls.wrap_socket(self.socket, do_handshake_on_connect=False,
+                                                    server_hostname=self._wire.sni or self.address[0])
         if self._phase == "tls":
             import ssl
 

@@ -26,7 +26,7 @@ from taskvine_core.worker.detect import disk_free_mb
 from taskvine_core.worker.environment import task_environment
 from taskvine_core.worker.finder import Finder
 from taskvine_core.worker.jobs import Jobs
-from taskvine_core.worker.link import CONNECT_TIMEOUT_S, Link, LinkLost
+from taskvine_core.worker.link import CONNECT_TIMEOUT_S, Link, LinkLost, Wire
 from taskvine_core.worker.pool import Mailbox, Pool
 from taskvine_core.worker.sandbox import InputLost, Sandbox, Sandboxes
 from taskvine_core.worker.store import Store, tree_size
@@ -51,7 +51,9 @@ class RunnerSettings(NamedTuple):
     hello: WorkerHello              # with transfer host "" when it is to be our own address
     base_env: Mapping[str, str]
     task_wrapper: str = ""
+    wire: Wire = Wire()
     parent_pid: int = 0             # leave when this process is gone; 0 = do not care
+    debug: Callable[[object], None] | None = None
 
 
 class Active(NamedTuple):
@@ -102,6 +104,7 @@ class Runner:
         self._epoll = select.epoll()
         self._sources: dict[int, Callable[[int], None]] = {}
         self._link_mask = 0
+        self._last_trouble = ""
         self._warm = Warm(self._children, root, settings.base_env, self._watch_interpreter, self._forget_source)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: deque[int] = deque()
@@ -151,9 +154,14 @@ class Runner:
             self._lose_link("the manager does not answer", False)
 
     def _digest(self) -> None:
-        handle, actions, events = self._core.handle, self._actions, self._events
+        handle, actions, events, debug = self._core.handle, self._actions, self._events, self._settings.debug
         while events and self._exit is None:
-            for action in handle(events.popleft(), self._now()):
+            event = events.popleft()
+            if debug is not None:
+                debug(event)
+            for action in handle(event, self._now()):
+                if debug is not None:
+                    debug(action)
                 actions[type(action)](action)
 
     def _prepare_signals(self) -> None:
@@ -195,10 +203,11 @@ class Runner:
         try:
             target = self._finder.next_target(self._now())
             tls = self._finder.tls_context(target)
-            self._link = Link(target.host, target.port, self._settings.secret, tls, self._now() + CONNECT_TIMEOUT_S)
+            deadline = self._now() + CONNECT_TIMEOUT_S
+            self._link = Link(target.host, target.port, self._settings.secret, tls, deadline, self._settings.wire)
         except VineError as error:
             self._link = None
-            self._events.append(e.ConnectFailed(str(error), isinstance(error, LinkLost) and error.denied))
+            self._not_connected(str(error), isinstance(error, LinkLost) and error.denied)
             return
         self._watch_link()
 
@@ -240,6 +249,7 @@ class Runner:
         if not hello.transfer_host:
             hello = hello._replace(transfer_host=host)
         self._events.append(e.Connected(hello))
+        self._last_trouble = ""
         self._say(f"connected to manager {link.address[0]}:{link.address[1]} via local address {host}:{port}")
 
     def _on_welcome(self, link: Link, message: m.Welcome) -> None:
@@ -256,7 +266,14 @@ class Runner:
             self._say(f"disconnected from manager {link.address[0]}:{link.address[1]}: {reason}")
             self._events.append(e.Disconnected(reason))
         else:
-            self._events.append(e.ConnectFailed(f"{link.address[0]}:{link.address[1]}: {reason}", denied))
+            self._not_connected(f"{link.address[0]}:{link.address[1]}: {reason}", denied)
+
+    def _not_connected(self, reason: str, denied: bool) -> None:
+        """Whoever started the worker reads at once why it waits, and each reason once."""
+        if reason != self._last_trouble:
+            self._last_trouble = reason
+            self._say(f"vine_worker: no manager yet, trying again: {reason}")
+        self._events.append(e.ConnectFailed(reason, denied))
 
     def _close_link(self) -> None:
         if self._link is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_CACHE_LEVEL_WORKFLOW
+from taskvine_core.dataplane.channel import Tls
 from taskvine_core.dataplane.objects import ObjectInfo, hash_object
 from taskvine_core.dataplane.server import DataServer, ServedObject
 from taskvine_core.model.tasks import KIND_PYTHON, RESULT_REMOTE, Mount, TaskSpec
@@ -33,16 +35,19 @@ T = TypeVar("T")
 class FakeManager:
     """A listener on loopback. ``link`` and ``session`` belong to the worker accepted last."""
 
-    def __init__(self, manager_id: str = "m-1", port: int = 0, secret: bytes = SECRET) -> None:
+    def __init__(self, manager_id: str = "m-1", port: int = 0, secret: bytes = SECRET,
+                 tls: tuple[ssl.SSLContext, bytes] | None = None) -> None:
         self.manager_id = manager_id
         self.secret = secret
+        self.tls = tls
         self.listener = socket.create_server(("127.0.0.1", port))
         self.port = self.listener.getsockname()[1]
         self.inbox: list[Any] = []
         self.files: dict[str, Path] = {}
         self.uploads: dict[int, Path] = {}
         self.upload_ends: dict[int, tuple[ObjectInfo | None, str]] = {}
-        self.data = DataServer(secret=secret, role="manager", provider=self, max_threads=4, timeout_s=10.0)
+        self.data = DataServer(secret=secret, role="manager", provider=self, max_threads=4, timeout_s=10.0,
+                               tls=Tls(*tls) if tls else None)
         self.data_port = self.data.listen("127.0.0.1", 0)
         self.link: socket.socket | None = None
         self.links: list[socket.socket] = []        # earlier ones stay open until close()
@@ -67,7 +72,13 @@ class FakeManager:
         self.listener.settimeout(timeout_s)
         self.link, _ = self.listener.accept()
         self.links.append(self.link)
-        self.session = Session(secret=self.secret, role="manager", initiator=False, nonce=os.urandom(32))
+        binding = b""
+        if self.tls:
+            self.link.settimeout(timeout_s)
+            self.link = self.tls[0].wrap_socket(self.link, server_side=True)
+            binding = self.tls[1]
+        self.session = Session(secret=self.secret, role="manager", initiator=False, nonce=os.urandom(32),
+                               binding=binding, mac=self.tls is None)
         self.inbox = []
         hello = self.expect(m.WorkerHello, timeout_s=timeout_s)
         return hello

@@ -345,6 +345,46 @@ def test_peers_fetch_from_each_other_and_a_damaged_copy_is_not_served(manager: F
         other.close()
 
 
+def test_everything_works_over_tls_too(start: Start, tmp_path: Path) -> None:
+    from taskvine_core import tls
+
+    key, certificate = tls.make_self_signed(tmp_path)
+    manager = FakeManager(tls=(tls.server_context(key, certificate), tls.fingerprint(certificate)))
+    try:
+        start(manager.port, "--ssl")
+        manager.accept()
+        manager.welcome()
+        manager.files = {"file-rnd-s": tmp_path / "s"}
+        (tmp_path / "s").write_bytes(b"s" * 300_000)
+        manager.send(
+            m.Fetch("file-rnd-s", 1, 1, 0, -1, b"", m.SOURCE_MANAGER, "", 10.0),
+            put("buffer-rnd-big", b"x" * 60_000),
+            dispatch(1, command("cat a b | wc -c", inputs=(Mount("file-rnd-s", "a"), Mount("buffer-rnd-big", "b")))),
+            *(dispatch(i, command("head -c 60000 /dev/zero")) for i in range(2, 40)),
+        )
+        assert manager.done(1).stdout == b"360000\n"
+        assert all(manager.done(i).stdout_bytes == 60_000 for i in range(2, 40))
+        manager.uploads[9] = tmp_path / "back"
+        manager.send(m.Upload(9, "file-rnd-s", 10.0))
+        wait_until(lambda: 9 in manager.upload_ends, "the upload")
+        assert (tmp_path / "back").read_bytes() == b"s" * 300_000
+    finally:
+        manager.close()
+
+
+def test_the_debug_log_tells_events_and_is_rotated(manager: FakeManager, start: Start, tmp_path: Path) -> None:
+    log = tmp_path / "debug"
+    start(manager.port, "-d", "all", "-o", str(log), "--debug-rotate-max", "20000", "--tcp-window-size", "100000")
+    manager.accept()
+    manager.welcome()
+    manager.send(*(dispatch(i, command(":")) for i in range(50)))
+    for i in range(50):
+        manager.done(i)
+    old = tmp_path / "debug.old"
+    assert old.exists() and "Exited(run=" in old.read_text() + log.read_text()
+    assert log.stat().st_size < 21_000
+
+
 # ------------------------------------------------------------------------------------------- workspace
 
 
