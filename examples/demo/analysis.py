@@ -33,7 +33,6 @@ class Variation(NamedTuple):
     name: str
     muon_scale: float = 1.0
     met_scale: float = 1.0
-    muon_pt_min_gev: float = MUON_PT_MIN_GEV
 
 
 # The sizes are round numbers for show, not CMS calibrations.
@@ -43,8 +42,6 @@ VARIATIONS = (
     Variation("muon scale down", muon_scale=0.99),
     Variation("MET scale up", met_scale=1.05),
     Variation("MET scale down", met_scale=0.95),
-    Variation("muon threshold up", muon_pt_min_gev=4.0),
-    Variation("muon threshold down", muon_pt_min_gev=2.0),
 )
 
 
@@ -122,7 +119,7 @@ def histograms(events: Events, variation: Variation) -> Histograms:
     import awkward as ak
 
     muons = ak.with_field(events.muons, events.muons.pt * variation.muon_scale, "pt")
-    muons = muons[(muons.pt > variation.muon_pt_min_gev) & (abs(muons.eta) < MUON_ETA_MAX)]
+    muons = muons[(muons.pt > MUON_PT_MIN_GEV) & (abs(muons.eta) < MUON_ETA_MAX)]
     has_pair, mass = leading_pair_mass(muons)
     return Histograms(
         entries=len(events.met),

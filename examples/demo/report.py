@@ -28,7 +28,7 @@ COLOURS = ("#5790fc", "#f89c20", "#964a8b", "#9c9ca1", "#7a21dd")
 
 def megabytes(count: float) -> str:
     """Bytes as a short text."""
-    return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
 
 
 def progress_line(now: Sample, total: int) -> str:
