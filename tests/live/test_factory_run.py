@@ -30,8 +30,8 @@ from vine_factory.batch import proc
 pytestmark = pytest.mark.live
 PATIENCE_S = 20.0
 SLEEPER = """#!/bin/sh
-echo "$@" >> "$(dirname "$0")/started"
 trap 'exit 0' TERM
+echo "$@" >> "$(dirname "$0")/started"
 while :; do sleep 0.05; done
 """
 
@@ -180,6 +180,15 @@ def test_a_worker_that_ignores_the_polite_signal_is_killed_after_the_grace(bed: 
     factory.send_signal(signal.SIGINT)
     assert factory.wait(PATIENCE_S) == 0
     assert bed.workers() == {}
+
+
+def test_one_wish_delivered_twice_still_lets_workers_end_themselves(bed: Bed) -> None:
+    factory = bed.factory("--min", 1, "--max", 1, "localhost:1")
+    wait((bed.path / "started").exists, "a worker that has set its trap")
+    factory.send_signal(signal.SIGTERM)
+    factory.send_signal(signal.SIGINT)
+    assert factory.wait(PATIENCE_S) == 0
+    assert "ended with status 0" in bed.log()
 
 
 def test_kill_nine_and_restart_adopts_the_same_workers_and_starts_no_other(bed: Bed, manager: StandInManager) -> None:

@@ -408,6 +408,7 @@ def test_a_stop_before_the_first_listing_waits_for_it_and_ends_what_it_shows() -
     bench = Bench()
     bench.listing = Unknown("not yet", 0.0)
     bench.tell(StopRequested("test"))
+    assert bench.of(Finish) == []
     bench.step()
     assert bench.of(Finish) == []
     bench.listing = None
