@@ -1,0 +1,212 @@
+"""Writes the parts of the documentation that come from tables in the code.
+
+    python tools/draw_states.py            rewrite the pages in docs/
+    python tools/draw_states.py --check    say which pages are stale, exit with 1 if any is
+
+Owns the text between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``: state diagrams from the transition
+tables, message tables from the protocol's numbers, option tables from the tables that parse the options. Must not
+touch a word outside of these marks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+for _folder in (ROOT / "factory", ROOT):
+    sys.path.insert(0, str(_folder))
+
+from taskvine_core.constants import TASK_STATE_NAMES, VINE_TASK_DONE, VINE_TASK_INITIAL  # noqa: E402
+from taskvine_core.dataplane.messages import DATA_NUMBERS  # noqa: E402
+from taskvine_core.manager import states  # noqa: E402
+from taskvine_core.manager.tuning import Tuning  # noqa: E402
+from taskvine_core.protocol.handshake import ACCEPTED, ROLE_CODES  # noqa: E402
+from taskvine_core.protocol.messages import NUMBERS  # noqa: E402
+from taskvine_core.worker import machines, options  # noqa: E402
+from vine_factory import config, jobs  # noqa: E402
+
+#: A line of a diagram: from, to, label.
+Edge = tuple[str, str, str]
+
+_BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
+
+
+# ---------------------------------------------------------------------------- diagrams
+
+
+def diagram(edges: Iterable[Edge], start: str, ends: Iterable[str] = ()) -> str:
+    """A Mermaid state diagram. Edges between the same two states share one arrow.
+
+    Args:
+        edges: in the order in which they are to appear.
+        start: the first state.
+        ends: states that nothing follows.
+    """
+    labels: dict[tuple[str, str], list[str]] = {}
+    for old, new, label in edges:
+        labels.setdefault((old, new), []).append(label)
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {start}"]
+    for (old, new), words in labels.items():
+        said = ", ".join(word for word in words if word)
+        lines.append(f"    {old} --> {new}" + (f": {said}" if said else ""))
+    lines += [f"    {state} --> [*]" for state in ends]
+    return "\n".join([*lines, "```"])
+
+
+def _unlabelled(table: Mapping[int, Iterable[int]], names: tuple[str, ...]) -> list[Edge]:
+    return [(names[old], names[new], "") for old, following in table.items() for new in sorted(following)]
+
+
+def _labelled(table: Mapping[tuple[str, str], str]) -> list[Edge]:
+    return [(old, new, event) for (old, event), new in table.items()]
+
+
+def task_diagram() -> str:
+    """Life of a task at the manager."""
+    return diagram(_unlabelled(states.TASK_TRANSITIONS, TASK_STATE_NAMES), TASK_STATE_NAMES[VINE_TASK_INITIAL],
+                   [TASK_STATE_NAMES[VINE_TASK_DONE]])
+
+
+def connected_worker_diagram() -> str:
+    """Life of a connected worker at the manager."""
+    names = states.WORKER_NAMES
+    return diagram(_unlabelled(states.WORKER_TRANSITIONS, names), names[states.WORKER_SERVING],
+                   [names[states.WORKER_LEAVING]])
+
+
+def object_diagram() -> str:
+    """Life of an object in a worker's cache."""
+    return diagram(_labelled(machines.OBJECT_TABLE), machines.CREATING, [machines.DELETED])
+
+
+def run_diagram() -> str:
+    """Life of one run at a worker."""
+    return diagram(_labelled(machines.RUN_TABLE), machines.QUEUED, [machines.DONE])
+
+
+def job_diagram() -> str:
+    """Life of one batch job at the factory."""
+    edges = [(old.name, new.name, fact.value) for old, facts in jobs.TABLE.items() for fact, new in facts.items()]
+    return diagram(edges, jobs.JobState.INTENDED.name, [jobs.JobState.ENDED.name])
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; a bar inside a cell is escaped."""
+    first = [str(head) for head in heads]
+    lines = [first, ["---"] * len(first), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def first_sentence(text: str) -> str:
+    """Of a docstring, on one line, with its end."""
+    flat = " ".join(text.split())
+    return flat.partition(". ")[0].removesuffix(".") + "." if flat else ""
+
+
+def message_table(numbers: Mapping[type, int]) -> str:
+    """Number, name, fields and meaning of each message."""
+    rows = []
+    for cls, number in sorted(numbers.items(), key=lambda item: item[1]):
+        fields = ", ".join(f"`{name}`" for name in cls._fields)  # type: ignore[attr-defined]
+        rows.append((number, f"`{cls.__name__}`", fields, first_sentence(cls.__doc__ or "")))
+    return table(("number", "message", "fields", "meaning"), rows)
+
+
+def control_messages() -> str:
+    """Messages on control connections."""
+    return message_table(NUMBERS)
+
+
+def data_messages() -> str:
+    """Messages on data connections."""
+    return message_table(DATA_NUMBERS)
+
+
+def roles() -> str:
+    """Who may connect to whom."""
+    return table(("listens", "takes connections of", "code of the initiator"),
+                 [(f"{responder} ({ROLE_CODES[responder]})", f"`{role}`", ROLE_CODES[role])
+                  for responder, initiators in ACCEPTED.items() for role in initiators])
+
+
+def worker_options() -> str:
+    """What `vine_worker -h` prints."""
+    return f"```text\n{options.usage()}\n```"
+
+
+def factory_options() -> str:
+    """Options of the factory, with their defaults and whether a configuration file may have them."""
+    rows = []
+    for option in config.OPTIONS.values():
+        shown = {"": "", (): "", -1: "", False: "off"}.get(option.default, option.default)
+        rows.append((f"`--{option.key}`", shown, "yes" if option.in_file else "", option.help))
+    return table(("option", "default", "in file", "meaning"), rows)
+
+
+def tuning() -> str:
+    """Tuning parameters and their defaults."""
+    return table(("attribute", "default"),
+                 [(f"`{field.name}`", field.default) for field in dataclasses.fields(Tuning)])
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "task": task_diagram,
+    "connected-worker": connected_worker_diagram,
+    "object": object_diagram,
+    "run": run_diagram,
+    "job": job_diagram,
+    "control-messages": control_messages,
+    "data-messages": data_messages,
+    "roles": roles,
+    "worker-options": worker_options,
+    "factory-options": factory_options,
+    "tuning": tuning,
+}
+
+
+# ---------------------------------------------------------------------------- pages
+
+
+def filled(page: str) -> str:
+    """A page with every generated part as it should be now.
+
+    Raises:
+        KeyError: a mark names a generator that does not exist.
+    """
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- generated: {name} -->\n{GENERATORS[name]()}\n<!-- end of {name} -->"
+
+    return _BLOCK.sub(fill, page)
+
+
+def names_in(page: str) -> list[str]:
+    """The generated parts of a page, in order."""
+    return [match["name"] for match in _BLOCK.finditer(page)]
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite or check the pages; returns the exit status."""
+    stale = []
+    for path in sorted(DOCS.glob("*.md")):
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            stale.append(path)
+            if "--check" not in arguments:
+                path.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is stale' if '--check' in arguments else 'rewritten'}")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
