@@ -60,7 +60,8 @@ class Runner:
         settings: what to do.
         home: where it lives, locked.
         batches: a batch system per pool.
-        look: finds the managers to serve; called in a thread, raises when nothing is known.
+        look: finds the managers to serve under the settings of the moment; called in a thread, raises when
+            nothing is known.
         secret: shared key for the managers.
         log: where lines go.
         state_path: the state file.
@@ -68,7 +69,7 @@ class Runner:
     """
 
     def __init__(self, settings: Settings, home: Home, batches: Mapping[str, BatchSystem],
-                 look: Callable[[], list[Found]], secret: bytes, log: Log, state_path: Path,
+                 look: Callable[[Settings], list[Found]], secret: bytes, log: Log, state_path: Path,
                  config: ConfigFile | None = None) -> None:
         self._epoch = time.time() - time.monotonic()
         self._home = home
@@ -87,7 +88,7 @@ class Runner:
         self._links = Links(self._make_link)
         self._drivers = {name: BatchDriver(name, system, home.factory_id, self._inbox.put, self._on_listing,
                                            self.clock) for name, system in batches.items()}
-        self._discovery = Discovery(look, self._on_discovery, self.clock)
+        self._discovery = Discovery(lambda: look(self._core.settings), self._on_discovery, self.clock)
         self._last_pass = float("-inf")
         self._woken = True
         self._last_state: dict[str, Any] = {}
@@ -104,7 +105,9 @@ class Runner:
 
     def run(self) -> int:
         """Until the end. Returns the exit status: 0, or 1 when workers could not be ended."""
-        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        # A signal that is ignored was ignored on purpose: nohup, a background job.
+        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS
+                    if signal.getsignal(number) is not signal.SIG_IGN}
         previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self._inbox.put(self._poll_all))
         try:
             while self._status is None:

@@ -54,7 +54,7 @@ def start(build: Callable[[Mapping[str, Sourced]], Settings], path: Path | None,
     _let_workers_import()
     log = Log(sys.stderr, as_json)
     runner = Runner(named, home, {pool.name: BATCH_SYSTEMS[pool.batch](pool, home) for pool in named.pools},
-                    _look(named), secret, log, statefile.directory(state) / f"{home.factory_id}.json", config)
+                    _look, secret, log, statefile.directory(state) / f"{home.factory_id}.json", config)
     now = runner.clock()
     for text in notes:
         log.note(Note("settings", text, 0), now)
@@ -70,10 +70,10 @@ def _with_name(name: str, settings: Settings) -> Settings:
     return dataclasses.replace(settings, factory_name=name, password=password, worker_binary=binary)
 
 
-def _look(settings: Settings) -> Callable[[], list[discovery.Found]]:
+def _look(settings: Settings) -> list[discovery.Found]:
     if settings.target.host:
-        return lambda: discovery.fixed(settings.target, settings.ssl)
-    return lambda: discovery.advertised(settings.target.regex)
+        return discovery.fixed(settings.target, settings.ssl)
+    return discovery.advertised(settings.target.regex)
 
 
 def _let_workers_import() -> None:

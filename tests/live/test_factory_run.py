@@ -295,6 +295,36 @@ def test_with_no_manager_named_all_of_the_users_managers_are_served(bed: Bed, ma
         advertiser.withdraw()
 
 
+def test_a_name_changed_in_the_configuration_changes_who_is_served(bed: Bed, manager: StandInManager) -> None:
+    manager.need = 1
+    advertiser = Advertiser()
+    advertiser.publish({"project": "physics", "host": "localhost", "port": manager.port, "pid": os.getpid(),
+                        "manager_id": "m", "addresses": ["127.0.0.1"]})
+    config = bed.path / "c.json"
+    config.write_text('{"manager-name": "chemistry"}')
+    try:
+        bed.factory("-C", config)
+        wait(bed.status, "a factory that runs")
+        assert bed.workers() == {}
+        config.write_text('{"manager-name": "phys.*"}')
+        wait(bed.workers, "a worker for the other manager")
+    finally:
+        advertiser.withdraw()
+
+
+def test_a_hangup_that_was_ignored_on_purpose_does_not_end_the_factory(bed: Bed) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; a child inherits it
+    try:
+        factory = bed.factory("--min", 1, "--max", 1, "localhost:1")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait(bed.workers, "a worker")
+    factory.send_signal(signal.SIGHUP)
+    os.kill(next(iter(bed.workers().values())), signal.SIGKILL)
+    wait(lambda: "signal 9" in bed.log(), "it goes on")
+    assert "ending" not in bed.log()
+
+
 def test_the_configuration_is_read_again_and_a_broken_edit_changes_nothing(bed: Bed) -> None:
     config = bed.path / "c.json"
     config.write_text('{"min-workers": 1, "max-workers": 2}')
