@@ -177,12 +177,13 @@ class Lineage:
 
     def _submit_recovery(self, file: FileRecord, producer: TaskRecord) -> None:
         books = self.books
-        task = TaskRecord(books.new_task_id(), producer.spec, books.now, VINE_TASK_TYPE_RECOVERY)
+        temps = tuple(mount for mount in producer.spec.outputs
+                      if (made := books.files.get(mount.name)) is not None and made.decl.kind == VINE_TEMP)
+        spec = producer.spec._replace(outputs=temps)  # the program has its other outputs, or has given them up
+        task = TaskRecord(books.new_task_id(), spec, books.now, VINE_TASK_TYPE_RECOVERY)
         task.manager_priority = PRIORITY_RECOVERY
-        for mount in producer.spec.outputs:
-            made = books.files.get(mount.name)
-            if made is not None and made.decl.kind == VINE_TEMP:
-                made.recovery = task
+        for mount in temps:
+            books.files[mount.name].recovery = task
         books.tasks[task.id] = task
         books.stats.tasks_recovery += 1
         task.to(VINE_TASK_READY)
@@ -224,9 +225,10 @@ class Lineage:
         while pending:
             holder = pending.pop()
             producer, holder.producer = holder.producer, None
-            if producer is None:
+            spec = producer.spec if producer is not None else holder.decl.mini_task
+            if spec is None:
                 continue
-            for mount in producer.spec.inputs:
+            for mount in spec.inputs:
                 used = self.books.files.get(mount.name)
                 if used is None:
                     continue

@@ -133,7 +133,7 @@ def _summary(options: argparse.Namespace, world: World, started: float, joined: 
         "core_us_per_dispatch": round(world.core_s / max(1, stats.tasks_dispatched) * 1e6, 1),
         "tasks_per_core_second": round(world.submitted / max(world.core_s, 1e-9)),
         "longest_turn_ms": round(world.longest_turn_s * 1e3, 1), "results": dict(world.results),
-        "bytes": dict(world.moved), "recovery_tasks": stats.tasks_recovery,
+        "bytes": dict(world.network.moved), "recovery_tasks": stats.tasks_recovery,
         "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 

@@ -10,7 +10,13 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_RESULT_FORSAKEN, VINE_RESULT_SUCCESS
+from taskvine_core.constants import (
+    VINE_CACHE_LEVEL_TASK,
+    VINE_CACHE_LEVEL_WORKFLOW,
+    VINE_RESULT_FORSAKEN,
+    VINE_RESULT_SUCCESS,
+    VINE_WATCH,
+)
 from taskvine_core.protocol import messages as msg
 from taskvine_core.resources import ZERO, Resources
 
@@ -19,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Size of a simulated output.
 OUTPUT_BYTES = 3_000_000
+#: Commands that begin so end with exit code 1 and leave no output.
+FAILING = "fail"
 
 
 def digest_of(command: str, name: str) -> bytes:
@@ -34,6 +42,8 @@ class SimWorker:
         self.key = key
         self.hello = hello
         self.alive = True
+        self.manager_id = ""
+        self.slowness = 1.0
         self.stopped = False
         self.cache: dict[str, tuple[int, bytes, int]] = {}  # size, digest, level
         self.unlinked_fetches: set[int] = set()
@@ -46,7 +56,7 @@ class SimWorker:
             msg.Welcome: self._welcome, msg.PutInline: self._put, msg.Fetch: self._fetch, msg.MiniTask: self._mini_task,
             msg.Unlink: self._unlink, msg.Dispatch: self._dispatch, msg.Kill: self._kill, msg.Recall: self._recall,
             msg.Upload: self._upload, msg.Ping: self._ping, msg.Release: self._release,
-            msg.SetLevel: lambda message: None, msg.Drain: lambda message: None,
+            msg.SetLevel: self._set_level, msg.Drain: lambda message: None,
         }
 
     # ------------------------------------------------------------------ life
@@ -84,9 +94,19 @@ class SimWorker:
         """SIGKILL."""
         self.alive = False
 
+    def reborn(self, key: int) -> SimWorker:
+        """The same process with a new connection: tasks and transfers are gone, the cache is there."""
+        self.die()
+        again = type(self)(self.world, key, self.hello)
+        again.cache, again.manager_id, again.slowness = self.cache, self.manager_id, self.slowness
+        return again
+
     # ------------------------------------------------------------------ cache
 
     def _welcome(self, message: msg.Welcome) -> None:
+        if self.manager_id not in ("", message.manager_id):
+            self.cache = {name: held for name, held in self.cache.items() if held[2] > VINE_CACHE_LEVEL_WORKFLOW}
+        self.manager_id = message.manager_id
         entries = tuple(msg.CacheEntry(name, size, level, sha) for name, (size, sha, level) in self.cache.items())
         self.send(msg.CacheOffer(entries))
 
@@ -97,9 +117,14 @@ class SimWorker:
         self.cache[message.name] = (len(message.data), message.sha256, message.level)
         self._start_what_can()
 
+    def _set_level(self, message: msg.SetLevel) -> None:
+        held = self.cache.get(message.name)
+        if held is not None:
+            self.cache[message.name] = (held[0], held[1], message.level)
+
     def _fetch(self, message: msg.Fetch) -> None:
         self.fetching[message.name] = message.transfer_id
-        self.world.transfer(self, message)
+        self.world.network.transfer(self, message)
 
     def fetched(self, message: msg.Fetch, size: int, sha256: bytes) -> None:
         """The world delivered an object."""
@@ -165,7 +190,14 @@ class SimWorker:
         self.in_use = self.in_use.plus(order.allocation)
         start = self.world.clock.now
         self.world.started(order)
-        self.world.clock.after(self.world.run_time_s(order), lambda: self._ended(order, start))
+        self.world.clock.after(self.world.run_time_s() * self.slowness, lambda: self._ended(order, start))
+        self._watch(order)
+
+    def _watch(self, order: msg.Dispatch) -> None:
+        """Watched outputs show their first bytes at once."""
+        for mount in order.spec.outputs:
+            if mount.flags & VINE_WATCH:
+                self.send(msg.WatchData(order.task_id, order.attempt, mount.name, 0, b"begin"))
 
     def _ended(self, order: msg.Dispatch, start: float) -> None:
         if not self.alive or self.running.get(order.task_id) is not order:
@@ -176,9 +208,12 @@ class SimWorker:
         del self.running[order.task_id]
         self.in_use = self.in_use.minus(order.allocation)
         forsaken = self.world.chance("forsaken")
-        reports = () if forsaken else tuple(self._output(order, at) for at in range(len(order.spec.outputs)))
+        failed = order.spec.command.startswith(FAILING)
+        outputs = order.spec.outputs
+        reports = () if forsaken or failed else tuple(self._output(order, at) for at in range(len(outputs)))
+        missing = tuple(mount.remote for mount in outputs) if failed else ()
         result = VINE_RESULT_FORSAKEN if forsaken else VINE_RESULT_SUCCESS
-        self.send(msg.TaskDone(order.task_id, order.attempt, result, 0, b"", 0, "", reports, (), start,
+        self.send(msg.TaskDone(order.task_id, order.attempt, result, int(failed), b"", 0, "", reports, missing, start,
                                self.world.clock.now, msg.NOT_MEASURED, "simulated trouble" if forsaken else ""))
         self._start_what_can()
 
@@ -215,7 +250,7 @@ class SimWorker:
         if held is None:
             self.send(msg.UploadFailed(message.transfer_id, "not in the cache"))
         else:
-            self.world.upload(self, message, held[0], held[1])
+            self.world.network.upload(self, message, held[0], held[1])
 
     def _ping(self, message: msg.Ping) -> None:
         self.send(msg.Pong(message.nonce))

@@ -33,6 +33,7 @@ def noop(world: World, tasks: int) -> None:
 
 def broadcast(world: World, tasks: int) -> None:
     """Every task reads one large file of the manager."""
+    world.local_files.add("/data/common")
     world.declare(FileDecl("file-rnd-common", VINE_FILE, source="/data/common", level=1, size=BROADCAST_BYTES))
     inputs = (Mount("file-rnd-common", "common"),)
     _submit(world, tasks, lambda number: TaskSpec(f"use {number}", inputs=inputs, resources=ONE_CORE))

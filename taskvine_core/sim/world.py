@@ -13,7 +13,7 @@ from random import Random
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from taskvine_core.constants import VINE_RESULT_CANCELLED, VINE_TEMP, VINE_URL
+from taskvine_core.constants import VINE_TEMP, VINE_URL
 from taskvine_core.manager import events as ev
 from taskvine_core.manager.core import ManagerCore
 from taskvine_core.manager.invariants import check_invariants
@@ -22,7 +22,8 @@ from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.protocol import messages as msg
 from taskvine_core.resources import Resources
 from taskvine_core.sim.clock import Clock
-from taskvine_core.sim.worker import OUTPUT_BYTES, SimWorker, digest_of
+from taskvine_core.sim.network import LATENCY_S, Network
+from taskvine_core.sim.worker import SimWorker, digest_of
 
 
 class Faults(NamedTuple):
@@ -38,14 +39,18 @@ class Faults(NamedTuple):
     stop_per_s: float = 0.0
     corrupt_per_s: float = 0.0
     leave_per_s: float = 0.0
+    reconnect_per_s: float = 0.0
+    policy_per_s: float = 0.0  # the person blocks, drains or retires something
+    mischief_per_s: float = 0.0
+    straggler: float = 0.0
     massacre_at_s: float = 0.0
     duplicate_message: float = 0.0
 
 
-WHO = {msg.SOURCE_MANAGER: "manager to workers", msg.SOURCE_PEER: "worker to worker", msg.SOURCE_URL: "origin to workers"}
-LATENCY_S = 0.001
-BANDWIDTH_BYTES_S = 500e6
 STUCK_S = 5_000.0
+STRAGGLER_SLOWNESS = 50.0
+#: How long the manager sees nothing wrong with a half-open connection.
+HALF_OPEN_S = 2.0
 #: Characters of the events shown when something breaks.
 MAX_SHOWN = 2_000
 
@@ -76,9 +81,9 @@ class World:
         self.clock = Clock()
         self.large_outputs = large_outputs
         self._run_time = run_time or (lambda rng: 0.0)
-        ids = count(1)
-        self.core = ManagerCore(manager_id="sim", rng=Random(seed + 1), new_task_id=lambda: next(ids), data_port=1)
-        self.new_task_id = lambda: next(ids)
+        self._ids = count(1)
+        self.core = self._new_core("first")
+        self.network = Network(self)
         self.workers: dict[int, SimWorker] = {}
         self.by_address: dict[str, SimWorker] = {}
         self.outcomes: dict[int, ev.TaskOutcome] = {}
@@ -89,19 +94,25 @@ class World:
         self.results: Counter[int] = Counter()
         self.keep_outcomes = keep_outcomes
         self.executions: Counter[int] = Counter()
-        self.moved: Counter[str] = Counter()  # bytes by whom
         self.events = 0
         self.core_s = 0.0  # wall time inside the core
         self.longest_turn_s = 0.0
         self._keys = count(1)
-        self._expected: dict[int, ev.ExpectUpload] = {}
-        self._cancelled: set[int] = set()
+        self.expected: dict[int, ev.ExpectUpload] = {}
+        self.local_files: set[str] = set()  # paths that exist at the manager
+        self.watched: Counter[str] = Counter()  # bytes appended by path
         self._to_manager: list[ev.Event] = []
         self._delivery_planned = False
         self._to_workers: list[tuple[int, Any]] = []
         self._to_workers_at = 0.0
         self._tick_at = float("inf")
-        self._walls: set[tuple[int, int]] = set()
+
+    def _new_core(self, manager_id: str) -> ManagerCore:
+        return ManagerCore(manager_id=manager_id, rng=Random(self.seed + 1), new_task_id=self.new_task_id, data_port=1)
+
+    def new_task_id(self) -> int:
+        """Ids grow, over restarts too."""
+        return next(self._ids)
 
     # ------------------------------------------------------------------ chance
 
@@ -110,8 +121,8 @@ class World:
         probability: float = getattr(self.faults, what)
         return probability > 0 and self.rng.random() < probability
 
-    def run_time_s(self, order: msg.Dispatch) -> float:
-        """How long this execution takes."""
+    def run_time_s(self) -> float:
+        """How long one execution takes."""
         return self._run_time(self.rng)
 
     def started(self, order: msg.Dispatch) -> None:
@@ -182,11 +193,25 @@ class World:
         elif isinstance(action, ev.Complete):
             self._complete(action.outcome)
         elif isinstance(action, ev.ExpectUpload):
-            self._expected[action.transfer_id] = action
+            self.expected[action.transfer_id] = action
         elif isinstance(action, ev.CancelUpload):
-            self._expected.pop(action.transfer_id, None)
+            self.expected.pop(action.transfer_id, None)
         elif isinstance(action, ev.Disconnect):
             self._cut(action.key)
+        elif isinstance(action, ev.StoreInline):
+            self.local_files.add(action.path)
+        elif isinstance(action, ev.AppendWatched):
+            self.watched[action.path] += len(action.data)
+        elif isinstance(action, ev.CheckLocal | ev.SendLocal):
+            self._read_local(action)
+
+    def _read_local(self, action: ev.CheckLocal | ev.SendLocal) -> None:
+        """The runner reads a local input, or finds that it does not exist."""
+        decl, core = action.decl, self.core
+        if decl.source not in self.local_files:
+            self.clock.after(0.0, lambda: self.tell(ev.LocalMissing(decl.name, "no such file")) if core is self.core else None)
+        elif isinstance(action, ev.SendLocal):
+            self._to_worker(action.key, msg.PutInline(decl.name, decl.level, decl.mode, decl.sha256, b"x" * max(0, decl.size)))
 
     def _to_worker(self, key: int, message: Any) -> None:
         """After the link's latency; messages of one moment share one entry of the clock."""
@@ -221,10 +246,38 @@ class World:
         hello = msg.WorkerHello(f"worker-{self.seed}-{key}", f"host{key}", "linux", "x86_64", "sim", features, resources,
                                 host, 1000, 0.0, 900.0, "", "")
         worker = SimWorker(self, key, hello)
-        self.workers[key] = worker
-        self.by_address[f"{host}:1000"] = worker
-        self.tell(ev.WorkerJoined(key, hello, host, 1))
+        if self.chance("straggler"):
+            worker.slowness = STRAGGLER_SLOWNESS
+        self._connect(worker)
         return worker
+
+    def _connect(self, worker: SimWorker) -> None:
+        hello = worker.hello
+        self.workers[worker.key] = worker
+        self.by_address[f"{hello.transfer_host}:{hello.transfer_port}"] = worker
+        self.tell(ev.WorkerJoined(worker.key, hello, hello.transfer_host, 1))
+
+    def reconnect(self, worker: SimWorker, *, half_open: bool = False, after_s: float = 0.0) -> None:
+        """The worker lost its link and comes back with its cache. ``half_open``: the manager does not notice the old one."""
+        if self.workers.pop(worker.key, None) is None:
+            return
+        again = worker.reborn(next(self._keys))
+        if half_open:
+            self.clock.after(after_s + HALF_OPEN_S, lambda: self.tell(ev.WorkerGone(worker.key, "reset by peer")))
+        else:
+            self.tell(ev.WorkerGone(worker.key, "closed by the peer"))
+        self.clock.after(after_s, lambda: self._connect(again))
+
+    def restart_manager(self, manager_id: str) -> None:
+        """The program dies and is started again: all is forgotten but ids, local files and what workers keep."""
+        self.core = self._new_core(manager_id)
+        self.unfinished.clear()
+        self.outcomes.clear()
+        self.expected.clear()
+        self._to_manager.clear()
+        self._tick_at = float("inf")
+        for worker in list(self.workers.values()):
+            self.reconnect(worker, after_s=self.rng.uniform(0.01, 1.0))
 
     def kill(self, worker: SimWorker) -> None:
         """SIGKILL: the manager sees the connection close a little later."""
@@ -245,59 +298,6 @@ class World:
         if worker is not None:
             worker.die()
             self.clock.after(LATENCY_S, lambda: self._gone(worker))
-
-    # ------------------------------------------------------------------ bytes
-
-    def transfer(self, dest: SimWorker, order: msg.Fetch) -> None:
-        """Carry out a Fetch in virtual time."""
-        size = max(order.size_bytes, 0) or OUTPUT_BYTES
-        self.clock.after(LATENCY_S + size / BANDWIDTH_BYTES_S, lambda: self._arrive(dest, order))
-
-    def _arrive(self, dest: SimWorker, order: msg.Fetch) -> None:
-        if order.where == msg.SOURCE_PEER:
-            source = self.by_address.get(order.address)
-            held = source.cache.get(order.name) if source is not None and source.alive and not source.stopped else None
-            if source is None or held is None or self._walled(source, dest) or self.chance("bad_source"):
-                dest.fetch_failed(order, msg.BLAME_SOURCE, "peer does not answer")
-                return
-            self.moved[WHO[order.where]] += held[0]
-            dest.fetched(order, held[0], held[1])
-            return
-        if self.chance("disk_full"):
-            dest.fetch_failed(order, msg.BLAME_SELF, "No space left on device")
-        elif order.where == msg.SOURCE_URL and self.chance("url_fails"):
-            dest.fetch_failed(order, msg.BLAME_OBJECT, "HTTP 503")
-        else:
-            size = max(order.size_bytes, 0) or OUTPUT_BYTES
-            self.moved[WHO[order.where]] += size
-            dest.fetched(order, size, self.contents.get(order.name, b""))
-
-    def _walled(self, a: SimWorker, b: SimWorker) -> bool:
-        pair = (min(a.key, b.key), max(a.key, b.key))
-        return pair in self._walls
-
-    def build_walls(self) -> None:
-        """Some pairs of workers can never reach each other."""
-        keys = sorted(self.workers)
-        for one in keys:
-            for other in keys:
-                if one < other and self.chance("unreachable_pair"):
-                    self._walls.add((one, other))
-
-    def upload(self, source: SimWorker, order: msg.Upload, size: int, sha256: bytes) -> None:
-        """A worker sends an object to the manager."""
-
-        def arrive() -> None:
-            if self._expected.pop(order.transfer_id, None) is None:
-                return
-            broken = not source.alive or self.chance("upload_breaks")
-            error = "connection lost" if broken else ""
-            if not broken:
-                self.check_content(order.name, sha256)
-                self.moved["workers to manager"] += size
-            self.tell(ev.UploadEnded(order.transfer_id, size, sha256, False, error))
-
-        self.clock.after(LATENCY_S + size / BANDWIDTH_BYTES_S, arrive)
 
     # ------------------------------------------------------------------ the program
 
@@ -323,16 +323,16 @@ class World:
         for spec in specs:
             task_id = self.new_task_id()
             self.submitted += 1
+            self.declared_outputs(spec)
             self.unfinished.add(task_id)
-            for mount in spec.outputs:
-                self.contents[mount.name] = digest_of(spec.command, mount.name)
             events.append(ev.Submit(task_id, spec))
         self.tell(*events)
         return [event.task_id for event in events]
 
-    def outcomes_cancelled(self) -> bool:
-        """Was any task cancelled? Consumers of its outputs may then lack an input."""
-        return any(outcome.result == VINE_RESULT_CANCELLED for outcome in self.outcomes.values())
+    def declared_outputs(self, spec: TaskSpec) -> None:
+        """What the outputs of a task will contain."""
+        for mount in spec.outputs:
+            self.contents[mount.name] = digest_of(spec.command, mount.name)
 
     # ------------------------------------------------------------------ running
 
