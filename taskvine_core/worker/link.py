@@ -71,6 +71,7 @@ class Link:
         self._wire = wire
         self._session: Session | None = None
         self._phase = "connecting"
+        self.welcomed = False           # the caller sets it; until then the deadline counts
         self.was_established = False    # a session that failed later no longer says so itself
         try:
             family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -64,4 +64,9 @@ class Pool:
                     self._lock.wait()
                 self._free -= 1
                 job = self._jobs.popleft()
-            job()
+            try:
+                job()
+            except Exception:       # a defect; the thread must stay, others depend on it
+                import traceback
+
+                traceback.print_exc()

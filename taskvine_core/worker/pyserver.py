@@ -204,6 +204,8 @@ class Server:
             try:
                 self.become_task(parent, request)
                 code = guarded(request, self.cloudpickle)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
             finally:
                 os._exit(code)
         self.pids[number] = pid

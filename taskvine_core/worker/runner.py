@@ -141,7 +141,7 @@ class Runner:
             return
         now = self._now()
         due = self._core.next_wakeup()
-        if self._link is not None and not self._link.established:
+        if self._link is not None and not self._link.welcomed:
             due = min(due, self._link.deadline)
         for fd, mask in self._epoll.poll(max(0.0, min(due - now, MAX_SLEEP_S)), EVENTS_PER_TURN):
             source = self._sources.get(fd)
@@ -150,7 +150,7 @@ class Runner:
         now = self._now()
         if now >= due:
             self._events.append(e.Tick())
-        if self._link is not None and not self._link.established and now >= self._link.deadline:
+        if self._link is not None and not self._link.welcomed and now >= self._link.deadline:
             self._lose_link("the manager does not answer", False)
 
     def _digest(self) -> None:
@@ -253,6 +253,7 @@ class Runner:
         self._say(f"connected to manager {link.address[0]}:{link.address[1]} via local address {host}:{port}")
 
     def _on_welcome(self, link: Link, message: m.Welcome) -> None:
+        link.welcomed = True
         self._jobs.manager = (link.address[0], message.data_port)
         self._jobs.tls = self._finder.data_tls()
 
@@ -331,7 +332,7 @@ class Runner:
             active = self._spawn(action, box)
         except InputLost as error:
             self._start_failed(action.run, box, str(error), (error.name,))
-        except (VineError, OSError) as error:
+        except (VineError, OSError, ValueError) as error:      # ValueError: text no system call takes (NUL)
             self._start_failed(action.run, box, str(error), ())
         else:
             self._active[action.run] = active
@@ -425,7 +426,7 @@ class Runner:
     def _collect(self, action: e.Collect) -> None:
         active = self._active[action.run]
         if self._boxes.is_large(active.box, action.outputs):
-            self._disk_pool.submit(lambda: self._mailbox.post(self._collected(action, active.box)))
+            self._disk_pool.submit(lambda: self._collect_later(action, active.box))
         else:
             self._events.append(self._collected(action, active.box))
             self._finish_run(action.run)
@@ -434,7 +435,15 @@ class Runner:
         active = self._active.pop(run)
         self._boxes.drop(active.box)
 
-    def _collected(self, action: e.Collect, box: Sandbox) -> e.Event:
+    def _collect_later(self, action: e.Collect, box: Sandbox) -> None:
+        try:
+            event = self._collected(action, box)
+        except Exception as error:      # in a thread: whatever goes wrong, the task must be answered
+            missing = tuple(order.remote for order in action.outputs)
+            event = e.Collected(action.run, b"", 0, "", True, (), missing, f"{type(error).__name__}: {error}")
+        self._mailbox.post(event)
+
+    def _collected(self, action: e.Collect, box: Sandbox) -> e.Collected:
         """Move stdout and outputs into the cache. Runs in a thread when they are large."""
         problems, reports, missing = [], [], []
         out = None

@@ -101,6 +101,13 @@ def test_a_command_longer_than_one_argument_may_be_runs(pair: Pair) -> None:
     assert pair.sh("echo " + "x" * 200_000).stdout_bytes == 200_001
 
 
+def test_text_no_system_call_takes_makes_a_forsaken_task_not_a_dead_worker(pair: Pair) -> None:
+    for spec in (command("echo a\0b"), command(":", env=(("A=B", "x"),)), command(":", env=(("A", "x\0"),))):
+        done = pair.run(spec)
+        assert done.result == c.VINE_RESULT_FORSAKEN and done.error
+    assert pair.sh(":").exit_code == 0
+
+
 def test_sandboxes_hide_what_earlier_tasks_left(pair: Pair) -> None:
     for _ in range(3):
         pair.sh("echo x > left; mkdir d; echo y > $TMPDIR/z; chmod 700 .")

@@ -273,6 +273,20 @@ def test_the_allocation_of_a_killed_task_is_free_only_when_it_is_dead() -> None:
     assert started(bench.event(e.Exited(1, 9, 0.0, 0)))
 
 
+def test_the_next_task_starts_while_the_outputs_of_the_last_are_still_collected() -> None:
+    bench = Bench()
+    bench.send(dispatch(1, allocation=TOTAL), dispatch(2, allocation=TOTAL))
+    bench.event(e.Started(1))
+    assert started(bench.event(e.Exited(1, 0, 0.0, 0))) == [2]
+
+
+def test_as_much_is_evicted_as_an_arrival_needs() -> None:
+    bench = Bench()
+    bench.send(*(put(f"file-{n}", 10 * MB) for n in range(10)))
+    out = bench.send(put("file-large", 35 * MB))
+    assert len(sent(out, m.CacheGone)[0].names) >= 4 and of(out, e.StoreInline)
+
+
 def test_recall_hands_back_only_what_has_not_started() -> None:
     bench = Bench()
     bench.send(dispatch(1, allocation=TOTAL), dispatch(2), dispatch(3))
