@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     import ssl
 
 
+#: A host that answers at all accepts within a few SYN retries (1, 3 and 7 s after the first); one behind a firewall that
+#: drops packets must not hold a task for the whole silence timeout: other sources are waiting.
+CONNECT_TIMEOUT_S = 5.0
+
+
 def connect(address: Address, *, secret: bytes, timeout_s: float, tls: Tls | None, cancel: Cancel) -> Channel:
     """Open an authenticated data connection.
 
@@ -58,7 +63,7 @@ def connect(address: Address, *, secret: bytes, timeout_s: float, tls: Tls | Non
 
 
 def _connect_socket(address: Address, peer: str, timeout_s: float, cancel: Cancel) -> socket.socket:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + min(timeout_s, CONNECT_TIMEOUT_S)
     try:
         found = socket.getaddrinfo(address[0], address[1], type=socket.SOCK_STREAM)
     except OSError as error:

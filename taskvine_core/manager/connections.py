@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from taskvine_core.errors import ConfigError, ProtocolError, SecurityError, VineError
@@ -30,6 +31,9 @@ HANDSHAKE_S = 10.0
 MAX_STRANGERS = 6000
 ACCEPTS_PER_TURN = 512
 NONCE_BYTES = 32
+
+#: "Fatal: handshake failure", which a peer without TLS recognizes as TLS.
+_TLS_ALERT = bytes((21, 3, 3, 0, 2, 2, 40))
 
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
@@ -181,7 +185,16 @@ class Connections:
         except ssl.SSLWantWriteError:
             self._watch(connection, _READ | _WRITE)
         except OSError as error:
+            if not connection.encrypted:
+                self._refuse_plain(connection)
             self._drop(connection, error.strerror or str(error))
+
+    def _refuse_plain(self, connection: Connection) -> None:
+        """The TLS handshake failed. OpenSSL stays silent towards a peer that speaks no TLS: tell it what we wanted."""
+        self._listener.note(f"connection from {connection.host}:{connection.port}: TLS handshake failed")
+        with suppress(OSError):
+            socket.socket.send(connection.sock, _TLS_ALERT)
+            socket.socket.recv(connection.sock, READ_BYTES)  # bytes left unread would make the kernel discard the alert
 
     def _feed(self, connection: Connection, data: bytes) -> None:
         session = connection.session
@@ -211,9 +224,7 @@ class Connections:
         if connection.role == "data":
             self._forget(connection)
         if self._listener.established(connection, messages) and connection.role != "data":
-            rest, _ = connection.session.receive(b"")
-            if rest:
-                self._listener.messages(connection, rest)
+            self._feed(connection, b"")  # what came together with the first message
 
     # ------------------------------------------------------------------ writing
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import taskvine_core as vine
-from chaos_support import MB, PATIENCE_S, Cluster, Impostor, Worker, environment, resident_mb, wait_until
+from chaos_support import MB, PATIENCE_S, Cluster, Impostor, Worker, a_hello, environment, resident_mb, wait_until
 from taskvine_core.protocol import messages as m
 
 pytestmark = pytest.mark.live
@@ -128,6 +128,36 @@ def test_a_worker_with_the_right_key_that_never_says_hello_is_shown_the_door(
         silent.close()
 
 
+def test_garbage_in_the_same_packet_as_the_greeting_ends_that_connection_only(cluster: Cluster) -> None:
+    impostor = Impostor(cluster.port)
+    try:
+        impostor.shake_hands()
+        impostor.sock.sendall(impostor.session.encode([a_hello("garbage")]) + b"\xff" * 5000)
+        assert impostor.closed()
+    finally:
+        impostor.close()
+    cluster.start()
+    assert cluster.run("echo on").output == "on\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none_end_the_connection_that_sent_them(cluster: Cluster, value: float) -> None:
+    impostor = Impostor(cluster.port)
+    try:
+        impostor.shake_hands()
+        impostor.hello("numbers", "numbers")
+        task = vine.Task("true")
+        task.add_feature("numbers")
+        cluster.manager.submit(task)
+        order = impostor.expect(m.Dispatch)
+        impostor.say(m.TaskDone(order.task_id, order.attempt, 0, 0, b"", 0, "", (), (), value, value, m.NOT_MEASURED, ""))
+        assert impostor.closed()
+    finally:
+        impostor.close()
+    cluster.start("--feature", "numbers")
+    assert cluster.wait() is task and task.successful()
+
+
 @pytest.mark.parametrize("piece", [b"\xff" * 5000, struct.pack(">I", 0xFFFFFFF0), struct.pack(">I", 100) + b"z" * 5000],
                          ids=["noise", "oversize", "forged"])
 def test_a_valid_key_and_then_garbage_ends_that_connection_only(cluster: Cluster, piece: bytes) -> None:
@@ -179,21 +209,20 @@ def test_frames_of_an_earlier_connection_are_worth_nothing_in_a_new_one(cluster:
 
 def nonsense(task_id: int, attempt: int, names: tuple[str, ...]) -> list[object]:
     """What a worker gone mad may say about tasks and files of others, and of nobody."""
-    nan, inf = float("nan"), float("inf")
     done = m.TaskDone(task_id, attempt, 0, 0, b"forged", 6, "", (), (), 0.0, 1.0, m.NOT_MEASURED, "")
     said: list[object] = [
         done, done, done._replace(result=5 << 3), done._replace(result=-77), done._replace(result=2 << 3),
-        done._replace(start=nan, end=inf), done._replace(task_id=-1), done._replace(task_id=1 << 60),
+        done._replace(start=9e99, end=-9e99), done._replace(task_id=-1), done._replace(task_id=1 << 60),
         done._replace(outputs=tuple(m.OutputReport(name, 5, b"\0" * 32, 0o644, False, b"wrong") for name in names)),
         done._replace(missing=("..", "/etc/passwd")), done._replace(stdout_name="../../x", stdout_bytes=1 << 50),
         m.Recalled((task_id, task_id, -5)), m.UploadFailed(1, "lies"), m.UploadFailed(1 << 40, ""),
         m.WatchData(task_id, attempt, "../../x", 0, b"x"), m.WatchData(task_id, attempt, "x", -9, b"x"),
         m.CacheGone((*names, "unknown", "../.."), "lies"), m.CacheOffer(()),
         m.CacheOffer((m.CacheEntry("never-heard-of", -4, 77, b"\1"), m.CacheEntry("../../x", 1, 0, b""))),
-        m.LeaveRequest("idle", -1.0), m.LeaveRequest("idle", nan), m.Pong(1 << 60),
+        m.LeaveRequest("idle", -1.0), m.LeaveRequest("idle", 9e99), m.Pong(1 << 60),
     ]
     for name in (*names, "unknown"):
-        said += [m.CacheUpdate(name, 1, 5, b"\0" * 32, 0.0, 0.0), m.CacheUpdate(name, 0, -1, b"", nan, inf),
+        said += [m.CacheUpdate(name, 1, 5, b"\0" * 32, 0.0, 0.0), m.CacheUpdate(name, 0, -1, b"", 9e99, -9e99),
                  m.CacheInvalid(name, 0, 2, "lies"), m.CacheInvalid(name, 1, 99, "lies")]
     return said
 

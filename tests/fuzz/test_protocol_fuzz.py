@@ -44,7 +44,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 _TEXT = st.one_of(st.text(max_size=20), st.binary(max_size=20).map(lambda b: b.decode("utf-8", "surrogateescape")))
 _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
-    int: st.integers(-(2**63), 2**64 - 1), float: st.floats(allow_nan=False), bytes: st.binary(max_size=40),
+    int: st.integers(-(2**63), 2**64 - 1), float: st.floats(-1e99, 1e99), bytes: st.binary(max_size=40),
     bool: st.booleans(), str: _TEXT.filter(lambda t: t.encode("utf-8", "surrogateescape").decode(
         "utf-8", "surrogateescape") == t)}
 

@@ -213,3 +213,10 @@ def test_an_annotation_without_a_form_on_the_wire_is_named() -> None:
     codec.register(122, _Odd)
     with pytest.raises(LocalProtocolError, match=r"_Odd\.table"):
         codec.unpack(wire([122, {}]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
+def test_floats_that_no_arithmetic_survives_are_refused(value: float) -> None:
+    leave = messages.LeaveRequest("idle", 1.0)._replace(deadline=value)
+    with pytest.raises(RemoteProtocolError, match="deadline"):
+        codec.unpack(codec.pack([leave]))
