@@ -11,6 +11,7 @@ system call.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,7 +208,10 @@ class LogBook(Observer):
         self._graph.end()
         self._write()
         self._sink.close()
-        (self._directory / WORKFLOW).write_text(taskgraph.workflow_json())
+        try:
+            (self._directory / WORKFLOW).write_text(taskgraph.workflow_json())
+        except OSError as error:  # the run directory was deleted or its disk is full: no reason to fail the program
+            sys.stderr.write(f"taskvine: {self._directory / WORKFLOW} could not be written: {error.strerror}\n")
 
     def _write(self) -> None:
         logs = [(TRANSACTIONS, self._txn.lines), (TASKGRAPH, self._graph.lines), (PERFORMANCE, self._rows)]

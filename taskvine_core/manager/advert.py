@@ -7,9 +7,12 @@ be collected while its runner still publishes.
 from __future__ import annotations
 
 import os
+import pwd
 import sys
+import time
 from collections.abc import Mapping
 
+from taskvine_core import __version__
 from taskvine_core.catalog.local import Advertiser
 from taskvine_core.errors import VineError
 
@@ -33,6 +36,9 @@ class Advert:
         self.connection = _CONNECTION_MODES[0]
         self._advertiser: Advertiser | None = None
         self._complained = False
+        self._start = int(time.time())
+        self._working_dir = _working_directory()
+        self._owner = _user_name()
 
     def publish(self, status: Mapping[str, object]) -> None:
         """Write the record; called by the runner between turns.
@@ -44,7 +50,8 @@ class Advert:
             return  # the runner's first turn may come before the API has told the port here
         record = {
             **status, "type": "vine_manager", "project": self.name, "port": self.port, "manager_id": self.manager_id,
-            "taskvine_uuid": self.manager_id, "priority": self.priority, "working_dir": os.getcwd(),
+            "taskvine_uuid": self.manager_id, "priority": self.priority, "working_dir": self._working_dir,
+            "owner": self._owner, "version": __version__, "starttime": self._start,
             "manager_preferred_connection": self.connection, "ssl": bool(self.ssl_fingerprint),
             "ssl_fingerprint": self.ssl_fingerprint, "pid": os.getpid()}
         try:
@@ -68,3 +75,19 @@ class Advert:
             return False
         self.connection = mode
         return True
+
+
+def _working_directory() -> str:
+    """Where the program was started; read once, because it may be deleted under a running manager."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def _user_name() -> str:
+    """Login name, or the number of a user without one (containers)."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
