@@ -7,6 +7,7 @@ rebuilt from whatever is still there. Must not choose workers or sources.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 from taskvine_core.constants import (
@@ -46,6 +47,10 @@ class Lineage:
         self.queueing = queueing
         self.staging: Staging  # set by the core: the two know each other
         self.blocked = 0
+        #: Lost temps to look at, one after the other: chains may be longer than Python's stack is deep.
+        self._lost: deque[tuple[FileRecord, bool]] = deque()
+        self._looking = False
+        self._hopeless: set[int] = set()  # tasks that end because an input can never be had
 
     # ------------------------------------------------------------------ tasks come and go
 
@@ -132,7 +137,7 @@ class Lineage:
     def _after_failed_making(self, file: FileRecord, task: TaskRecord) -> None:
         if file.recovery is task:
             file.recovery = None
-        self.recover(file)
+        self._look_at(file, task.id in self._hopeless)
 
     def _unblock(self, task: TaskRecord) -> None:
         """Its entries among the waiters are skipped when they are met: no walk over a million waiters here."""
@@ -162,6 +167,26 @@ class Lineage:
 
     def recover(self, file: FileRecord) -> None:
         """Make a lost temp again, unless it exists, is being made, or nobody has said how."""
+        self._look_at(file, hopeless=False)
+
+    def _look_at(self, file: FileRecord, hopeless: bool) -> None:
+        """Deal with a lost temp, and with those that turn out to be lost on the way."""
+        self._lost.append((file, hopeless))
+        if self._looking:
+            return
+        self._looking = True
+        while self._lost:
+            file, hopeless = self._lost.popleft()
+            if self.books.files.get(file.name) is not file:
+                continue
+            if hopeless:
+                self._give_up(file, "and cannot be made again: one of its own inputs is lost")
+            else:
+                self._make_again(file)
+        self._hopeless.clear()
+        self._looking = False
+
+    def _make_again(self, file: FileRecord) -> None:
         if file.available or file.producer is None:
             return
         producer = file.producer
@@ -170,7 +195,7 @@ class Lineage:
         if file.recovery is not None and file.recovery.state not in (VINE_TASK_DONE, VINE_TASK_RETRIEVED):
             return
         if file.recoveries >= MAX_RECOVERIES:
-            self._give_up(file)
+            self._give_up(file, f"and making it again failed {MAX_RECOVERIES} times")
             return
         file.recoveries += 1
         self._submit_recovery(file, producer)
@@ -192,13 +217,15 @@ class Lineage:
         if self.admit(task):
             self.queueing.enqueue(task, front=False)
 
-    def _give_up(self, file: FileRecord) -> None:
+    def _give_up(self, file: FileRecord, why: str) -> None:
+        """Fail what waits for the file. What those would have made is not tried either: each step of a chain would
+        multiply the attempts."""
         waiters, file.waiters = file.waiters, None
         file.recoveries = 0
         for task in waiters or ():
             if task.blocked:
-                self.queueing.fail_unplaced(task, f"temporary file {file.name} was lost and making it again failed "
-                                                  f"{MAX_RECOVERIES} times")
+                self._hopeless.add(task.id)
+                self.queueing.fail_unplaced(task, f"temporary file {file.name} was lost {why}")
 
     def undeclare(self, file: FileRecord) -> None:
         """The program is done with a file; tasks already submitted keep their use of it."""
