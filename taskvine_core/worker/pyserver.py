@@ -33,6 +33,8 @@ REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
 LENGTH = struct.Struct("<I")
 PR_SET_PDEATHSIG = 1
+#: How long the news of a fork may wait: it only matters for tasks that run longer.
+HOLD_BACK_MS = 50
 STDOUT_NAME = ".taskvine.stdout"
 
 
@@ -150,6 +152,7 @@ class Server:
         self.pids: dict[int, int] = {}          # id -> pid
         self.ids: dict[int, int] = {}           # pid -> id
         self.buffer = bytearray()
+        self.unsent = b""
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
@@ -164,14 +167,24 @@ class Server:
         poll.register(self.wake_read, select.POLLIN)
         self.answer(READY, 0, os.getpid())
         while True:
-            for fd, _ in poll.poll():
+            ready = poll.poll(HOLD_BACK_MS if self.unsent else None)
+            for fd, _ in ready:
                 if fd == self.wake_read:
                     self.reap()
                 elif not self.read():
                     return
+            if not ready:
+                self.flush()
 
     def answer(self, kind: int, number: int, value: int, cpu_us: int = 0, rss_kb: int = 0) -> None:
-        self.link.sendall(REPLY.pack(kind, number, value, cpu_us, rss_kb))
+        """Tell the worker. STARTED waits a little for company: waking the worker costs more than a short task."""
+        self.unsent += REPLY.pack(kind, number, value, cpu_us, rss_kb)
+        if kind != STARTED:
+            self.flush()
+
+    def flush(self) -> None:
+        self.link.sendall(self.unsent)
+        self.unsent = b""
 
     def read(self) -> bool:
         """Take requests; False when the worker is gone."""
