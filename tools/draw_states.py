@@ -106,8 +106,8 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """Of a docstring, on one line, with its end."""
-    flat = " ".join(text.split())
+    """Of a docstring, on one line, with its end; without pointers to sections of the reference."""
+    flat = re.sub(r" \((?:reference, )?section [^)]*\)", "", " ".join(text.split())).replace("``", "`")
     return flat.partition(". ")[0].removesuffix(".") + "." if flat else ""
 
 
