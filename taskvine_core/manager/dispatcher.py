@@ -59,7 +59,7 @@ class Dispatcher:
         self.lineage = lineage
         self.staging = staging
         self.user_tasks = 0
-        self.started = False  # wait-for-workers satisfied
+        self._had_workers = 0  # most workers that were waited for and came
         self.pace: dict[str, float] = {}
         self._later: list[tuple[float, int]] = []
         self._ends: list[tuple[float, int]] = []
@@ -139,16 +139,21 @@ class Dispatcher:
         """Place what can be placed now."""
         books = self.books
         ready, index = books.ready, books.index
-        if not self.started:
-            self.started = len(books.workers) >= books.tuning.wait_for_workers
-        if not self.started or not books.workers or not (ready.fresh or index.grown):
+        if not books.workers or not (ready.fresh or index.grown):
             return
-        grown = list(index.grown)
+        wanted = books.tuning.wait_for_workers
+        if wanted > self._had_workers:
+            if len(books.workers) < wanted:
+                return
+            self._had_workers = wanted
         self._held_back = False
-        for shape in ready.in_order():
-            self._place_shape(shape, grown)
+        while ready.fresh or index.grown:  # placing may itself bring up recovery tasks or free room
+            grown = list(index.grown)
+            index.grown.clear()
+            ready.fresh = False
+            for shape in ready.in_order():
+                self._place_shape(shape, grown)
         ready.fresh = self._held_back
-        index.grown.clear()
 
     def _place_shape(self, shape: Shape, grown: list[WorkerRecord]) -> None:
         category = self.books.categories.get(shape.category)
