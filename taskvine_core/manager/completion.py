@@ -32,7 +32,7 @@ from taskvine_core.manager.records import PRIORITY_EXHAUSTION, FileRecord, TaskR
 from taskvine_core.manager.staging import Staging
 from taskvine_core.manager.stats import CapacityEstimator
 from taskvine_core.model.tasks import Mount
-from taskvine_core.protocol.messages import OutputReport, TaskDone, Unlink
+from taskvine_core.protocol.messages import OutputReport, SetLevel, TaskDone, Unlink
 from taskvine_core.resources import Resources
 
 #: Attempts forsaken in a row by one worker before it is removed: it runs nothing.
@@ -166,8 +166,11 @@ class Completion:
         inlined = report.inline is not None
         if _differs(file, report):
             self._replace(file, worker)
-        if not inlined or file.level > VINE_CACHE_LEVEL_TASK:
+        told = run.levels[task.spec.outputs.index(mount)]
+        if not inlined or told > VINE_CACHE_LEVEL_TASK:
             self.staging.mark_ready(file, worker, report.size_bytes, report.sha256)
+            if told < file.level:  # another task has come to use it meanwhile
+                self.books.send(worker, SetLevel(file.name, file.level))
         good = run.result == VINE_RESULT_SUCCESS and run.exit_code == 0
         unwanted = (mount.flags & VINE_FAILURE_ONLY and good) or (mount.flags & VINE_SUCCESS_ONLY and not good)
         if unwanted or task.kind != VINE_TASK_TYPE_STANDARD or decl.kind not in (VINE_FILE, VINE_BUFFER):

@@ -268,6 +268,7 @@ class Dispatcher:
             if worker.key not in books.files[mount.name].replicas:
                 self.staging.bring(books.files[mount.name], worker)
         want_inline, levels = self._outputs(task)
+        run.levels = levels
         books.send(worker, Dispatch(task.id, task.sent, spec, allocation, gpus, want_inline, levels))
         stats = books.stats
         stats.tasks_dispatched += 1

@@ -57,7 +57,7 @@ class Run:
     """One attempt at a worker."""
 
     __slots__ = ("allocation", "bytes_received", "bytes_sent", "commit_end", "commit_start", "end", "error", "exit_code",
-                 "gpus", "hostname", "limits", "addrport", "measured", "queued", "result", "retrieval", "start", "stdout",
+                 "gpus", "hostname", "levels", "limits", "addrport", "measured", "queued", "result", "retrieval", "start", "stdout",
                  "stdout_path", "uploads", "worker")
 
     def __init__(self, worker: WorkerRecord, allocation: Resources, gpus: tuple[str, ...], queued: bool, now: float) -> None:
@@ -77,6 +77,7 @@ class Run:
         self.limits: Resources | None = None
         self.error = ""
         self.uploads: set[int] | None = None
+        self.levels: tuple[int, ...] = ()  # cache levels of the outputs as the worker was told
         self.bytes_sent = 0
         self.bytes_received = 0
 
