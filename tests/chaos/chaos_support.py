@@ -284,8 +284,13 @@ def a_hello(worker_id: str, *features: str, cores: int = 1) -> m.WorkerHello:
 def directory_on_small_disk(path: Path, size_mb: int) -> Callable[[], None]:
     """Mount a small tmpfs at ``path``; returns what unmounts it. Needs root."""
     path.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "chaos", str(path)], check=True, timeout=PATIENCE_S)
-    return lambda: subprocess.run(["umount", "-l", str(path)], check=True, timeout=PATIENCE_S) and None
+    options = f"size={size_mb}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "chaos", str(path)], check=True, timeout=PATIENCE_S)
+
+    def unmount() -> None:
+        subprocess.run(["umount", "-l", str(path)], check=True, timeout=PATIENCE_S)
+
+    return unmount
 
 
 def may_mount() -> bool:

@@ -14,8 +14,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-import taskvine_core as vine
 from chaos_support import MB, PATIENCE_S, Cluster, Impostor, Worker, a_hello, environment, resident_mb, wait_until
+
+import taskvine_core as vine
 from taskvine_core.protocol import messages as m
 
 pytestmark = pytest.mark.live
@@ -150,7 +151,8 @@ def test_numbers_that_are_none_end_the_connection_that_sent_them(cluster: Cluste
         task.add_feature("numbers")
         cluster.manager.submit(task)
         order = impostor.expect(m.Dispatch)
-        impostor.say(m.TaskDone(order.task_id, order.attempt, 0, 0, b"", 0, "", (), (), value, value, m.NOT_MEASURED, ""))
+        impostor.say(m.TaskDone(order.task_id, order.attempt, 0, 0, b"", 0, "", (), (), value, value, m.NOT_MEASURED,
+                                ""))
         assert impostor.closed()
     finally:
         impostor.close()
@@ -284,7 +286,7 @@ def test_nonsense_about_its_own_task_never_stops_the_manager(cluster: Cluster, t
                                m.NOT_MEASURED, ""))
             mad.say(m.Pong(1))
             cluster.core(lambda core: None)
-            wait_until(lambda: mad.inbox.clear() or True, "")
+            mad.inbox.clear()
             if not cluster.core(lambda core: len(core.workers)):
                 mad.close()
                 mad = Impostor(cluster.port)
@@ -327,7 +329,7 @@ def test_a_worker_that_never_reads_holds_up_nobody(cluster: Cluster) -> None:
         slow.shake_hands()
         slow.hello("slow", "slow", cores=200)
         wait_until(lambda: cluster.core(lambda core: len(core.workers)) == 1, "it joins")
-        for n in range(200):
+        for _ in range(200):
             task = vine.Task("cat in")
             task.set_cores(1)
             task.add_feature("slow")
@@ -349,7 +351,7 @@ def test_a_worker_that_never_reads_holds_up_nobody(cluster: Cluster) -> None:
     assert set(cluster.returned.values()) == {1} and len(cluster.returned) == 250
 
 
-def test_a_data_connection_that_never_reads_takes_a_thread_but_not_the_manager(cluster: Cluster, tmp_path: Path) -> None:
+def test_data_connections_that_never_read_do_not_stop_the_manager(cluster: Cluster, tmp_path: Path) -> None:
     from taskvine_core.dataplane.messages import DataGet
 
     big = tmp_path / "big"

@@ -1,4 +1,4 @@
-"""Workers that die, freeze or leave at the worst moment: every submitted task comes back once, with the right answer."""
+"""Workers that die, freeze or leave at the worst moment: every task comes back once, with the right answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import taskvine_core as vine
 from chaos_support import MB, Cluster, Worker, wait_until
+
+import taskvine_core as vine
 from taskvine_core.manager.records import TO_MANAGER
 
 pytestmark = pytest.mark.live
@@ -90,7 +91,7 @@ def start_large_copy(cluster: Cluster) -> tuple[Worker, Worker, vine.Task]:
 def test_a_temp_whose_only_holder_dies_while_sending_is_made_again(cluster: Cluster) -> None:
     source, _, task = start_large_copy(cluster)
     source.kill()
-    cluster.start(name=source.name + "b", *("--feature", source.name))
+    cluster.start("--feature", source.name, name=source.name + "b")
     cluster.finish()
     assert task.successful() and task.output.strip() == str(LARGE_MB * MB)
     assert_each_once(cluster, 2)
@@ -199,7 +200,6 @@ def test_a_worker_told_to_leave_first_hands_on_what_only_it_holds(cluster: Clust
 def test_a_worker_at_the_end_of_its_wall_time_first_hands_on_what_only_it_holds(cluster: Cluster) -> None:
     cluster.start()
     holder, temp = one_copy(cluster, "--wall-time", "20")
-    cluster.core(lambda core: None)
     # The margin before the end is a twentieth of the wall time; the worker drains then by itself.
     check_moved(cluster, holder, temp)
 
