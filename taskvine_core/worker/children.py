@@ -198,13 +198,31 @@ def _children_from_proc() -> list[int]:
 def sandbox_of(pid: int) -> str:
     """The VINE_SANDBOX a process was started with, else its working directory, else ""."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            for entry in file.read().split(b"\0"):
-                if entry.startswith(b"VINE_SANDBOX="):
-                    return os.fsdecode(entry[len(b"VINE_SANDBOX="):])
-        return os.readlink(f"/proc/{pid}/cwd")
+        return _given_sandbox(pid) or os.readlink(f"/proc/{pid}/cwd")
     except OSError:
         return ""
+
+
+def _given_sandbox(pid: int) -> str:
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        for entry in file.read().split(b"\0"):
+            if entry.startswith(b"VINE_SANDBOX="):
+                return os.fsdecode(entry[len(b"VINE_SANDBOX="):])
+    return ""
+
+
+def kill_left_in(root: str) -> int:
+    """SIGKILL what a killed worker left running in the sandboxes of ``root``; returns how many processes.
+
+    Only what was started for a sandbox directly below counts: a shell that happens to stand there is somebody's.
+    """
+    killed = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if _given_sandbox(int(name)).startswith((f"{root}/task.", f"{root}/mini.")):
+                os.kill(int(name), signal.SIGKILL)
+                killed += 1
+    return killed
 
 
 def memory_of(pid: int) -> tuple[int, int]:

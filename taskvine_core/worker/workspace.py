@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from taskvine_core.errors import ConfigError
+from taskvine_core.worker.children import kill_left_in
 
 PARTS = ("cache", "temp", "transfer", "trash")
 LOCK_NAME = ".taskvine-worker.lock"
@@ -83,6 +84,8 @@ def _claim(path: str, keep: bool) -> Workspace:
     try:
         _lock(fd)
         adopted = os.path.isdir(f"{path}/cache")
+        if adopted:
+            kill_left_in(path)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d %d\n" % (os.getpid(), process_start(os.getpid())), 0)
         _sweep_out(path)
@@ -134,6 +137,7 @@ def _remove_dead(parent: str) -> None:
         if name.startswith(prefix) and name[len(prefix):].isdigit() and os.path.exists(f"{path}/{LOCK_NAME}"):
             with _held(path) as held:
                 if held:
+                    kill_left_in(path)
                     _remove(path)
 
 

@@ -424,6 +424,27 @@ def test_forever_objects_survive_a_killed_worker_and_partial_files_do_not(
     assert again.wait() == 0 and (cache / "file-md5-a").exists()
 
 
+def test_tasks_left_by_a_killed_worker_end_when_its_workspace_is_taken_over(
+    manager: FakeManager, start: Start, tmp_path: Path
+) -> None:
+    place = tmp_path / "left"
+    worker = start(manager.port, cwd=place)
+    manager.accept()
+    manager.welcome()
+    manager.send(dispatch(1, command("sleep 1006 & echo $! > pid.new; mv pid.new pid; wait")))
+    wait_until(lambda: bool(list(worker.workspace.glob("task.*/pid"))), "the task to start")
+    sleeper = int(next(worker.workspace.glob("task.*/pid")).read_text())
+    worker.process.kill()
+    worker.wait()
+    assert Path(f"/proc/{sleeper}").exists()
+    with subprocess.Popen(["sleep", "1007"], cwd=worker.workspace / "cache") as bystander:
+        start(manager.port, cwd=place)
+        manager.accept()
+        wait_until(lambda: not Path(f"/proc/{sleeper}").exists(), "the end of the sleeper")
+        assert bystander.poll() is None
+        bystander.kill()
+
+
 def test_a_workspace_in_use_is_not_shared_and_a_dead_ones_is_removed(
     manager: FakeManager, start: Start, tmp_path: Path
 ) -> None:
