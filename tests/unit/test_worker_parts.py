@@ -295,3 +295,21 @@ def test_the_walltime_margin_is_at_most_a_twentieth() -> None:
 def test_a_broken_peer_address_is_the_senders_fault(text: str) -> None:
     with pytest.raises(SourceError):
         split_address(text)
+
+
+PURE = ("base", "cache", "core", "environment", "events", "fetches", "life", "machines", "objects", "running", "runs")
+IMPURE = {"socket", "subprocess", "os", "time", "random", "threading", "select", "signal", "asyncio", "pathlib"}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_worker_s_decisions_import_nothing_that_acts(name: str) -> None:
+    import ast
+
+    from taskvine_core import worker
+
+    tree = ast.parse((Path(worker.__file__).parent / f"{name}.py").read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {module.partition(".")[0] for module in imported} & IMPURE
+    acting = {"children", "store", "sandbox", "link", "jobs", "runner", "pool", "detect", "warm", "workspace", "cli"}
+    assert not imported & {f"taskvine_core.worker.{module}" for module in acting}
