@@ -207,7 +207,6 @@ class Rig:
         base = scratch or (str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None)
         self.directory = Path(tempfile.mkdtemp(prefix="vine-bench-", dir=base))
         os.environ["XDG_STATE_HOME"] = str(self.directory / "state")
-        os.environ["TMPDIR"] = str(self.directory)
         self.workers: list[subprocess.Popen[bytes]] = []
         self._started = 0
         try:
