@@ -24,11 +24,14 @@ for _folder in (ROOT / "factory", ROOT):
 from taskvine_core.constants import TASK_STATE_NAMES, VINE_TASK_DONE, VINE_TASK_INITIAL  # noqa: E402
 from taskvine_core.dataplane.messages import DATA_NUMBERS  # noqa: E402
 from taskvine_core.manager import states  # noqa: E402
-from taskvine_core.manager.tuning import Tuning  # noqa: E402
+from taskvine_core.manager.tuning import TUNING_NAMES, Tuning  # noqa: E402
 from taskvine_core.protocol.handshake import ACCEPTED, ROLE_CODES  # noqa: E402
 from taskvine_core.protocol.messages import NUMBERS  # noqa: E402
 from taskvine_core.worker import machines, options  # noqa: E402
 from vine_factory import config, jobs  # noqa: E402
+
+#: Unit suffixes of tuning attributes, and how they are written in a table.
+TUNING_UNITS = {"": "", "_s": "s", "_mb_s": "MB/s", "_bytes": "bytes"}
 
 #: A line of a diagram: from, to, label.
 Edge = tuple[str, str, str]
@@ -146,15 +149,27 @@ def factory_options() -> str:
     """Options of the factory, with their defaults and whether a configuration file may have them."""
     rows = []
     for option in config.OPTIONS.values():
-        shown = {"": "", (): "", -1: "", False: "off"}.get(option.default, option.default)
-        rows.append((f"`--{option.key}`", shown, "yes" if option.in_file else "", option.help))
+        unset = option.kind == "flag" or option.default in ("", (), -1)
+        rows.append((f"`--{option.key}`", "" if unset else f"{option.default:g}", "yes" if option.in_file else "",
+                     option.help))
     return table(("option", "default", "in file", "meaning"), rows)
 
 
 def tuning() -> str:
-    """Tuning parameters and their defaults."""
-    return table(("attribute", "default"),
-                 [(f"`{field.name}`", field.default) for field in dataclasses.fields(Tuning)])
+    """Names that ``Manager.tune`` takes, their defaults, and whether anything reads them."""
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "taskvine_core").rglob("*.py"))
+                   if path.name != "tuning.py")
+    defaults = {field.name: field.default for field in dataclasses.fields(Tuning)}
+    rows = []
+    for name in TUNING_NAMES:
+        attribute = next((attribute for unit in TUNING_UNITS
+                          if (attribute := name.replace("-", "_") + unit) in defaults), "")
+        if attribute:  # aliases have no attribute of their own
+            used = re.search(rf"\.{attribute}\b", code) is not None
+            value = defaults[attribute]
+            rows.append((f"`{name}`", int(value) if isinstance(value, bool) else f"{value:.12g}",
+                         TUNING_UNITS[attribute.removeprefix(name.replace("-", "_"))], "" if used else "no effect"))
+    return table(("name", "default", "unit", ""), rows)
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
