@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from taskvine_core.constants import VINE_CACHE_LEVEL_WORKFLOW
+from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_CACHE_LEVEL_WORKFLOW
 from taskvine_core.errors import StateError
 from taskvine_core.worker.machines import CREATING, DELETED, DELETING, OBJECT_TABLE, READY, step
 
@@ -66,6 +66,16 @@ class CacheIndex:
         known.level, known.mode = max(known.level, level), mode
         return known
 
+    def expect(self, name: str, now: float) -> CachedObject:
+        """The record of an object some run needs; one nobody has ordered yet is CREATING without a serial."""
+        known = self.objects.get(name)
+        if known is None:
+            known = self.objects[name] = CachedObject(name, VINE_CACHE_LEVEL_TASK, 0, now)
+        elif known.state == DELETING:
+            self.move(known, "asked again")
+            known.serial = known.transfer_id = 0  # what is still arriving is the copy that was to go
+        return known
+
     def announce(self, obj: CachedObject, size_bytes: int) -> None:
         """Reserve room for an object under way."""
         self.used_bytes += size_bytes - obj.size_bytes
@@ -122,6 +132,8 @@ class CacheIndex:
             obj = self.objects.get(name)
             if obj is not None:
                 obj.needed_by.discard(run)
+                if obj.state == CREATING and not obj.serial and not obj.needed_by:
+                    self.move(obj, "failed")  # it was expected only, and now by nobody
 
     def check_invariants(self) -> None:
         """Raises StateError when the accounts do not add up."""
@@ -130,5 +142,5 @@ class CacheIndex:
         for name, obj in self.objects.items():
             if name != obj.name or obj.state not in (CREATING, READY, DELETING):
                 raise StateError(f"{name} is indexed as {obj.name} in state {obj.state}", hint="a defect")
-            if obj.state == CREATING and not obj.serial:
-                raise StateError(f"{name} is CREATING and nothing creates it", hint="a defect: please report")
+            if obj.state == CREATING and not obj.serial and not obj.needed_by:
+                raise StateError(f"{name} is CREATING and neither ordered nor needed", hint="a defect: please report")

@@ -44,11 +44,13 @@ class Objects(CoreBase):
         """An object was put or produced here, whatever was known of it; answers a fetch of it still under way."""
         old = self.cache.get(name)
         waiting = old is not None and old.state == CREATING
+        ordered = waiting and old is not None and old.serial != 0
         if old is not None:
             self._stop_arrival(old)
         obj = self.cache.store(name, level, size, sha256, now)
-        if waiting:
+        if ordered:
             self._send(m.CacheUpdate(name, obj.transfer_id, size, sha256, now, 0.0))
+        if waiting:
             self._tell_waiting(obj)
         return obj
 

@@ -24,7 +24,7 @@ from taskvine_core.model.tasks import KIND_PYTHON, TaskSpec
 from taskvine_core.protocol import messages as m
 from taskvine_core.resources import ZERO
 from taskvine_core.worker import events as e
-from taskvine_core.worker.machines import COLLECTING, DELETING, KILLED, QUEUED, READY, RUNNING, STARTING
+from taskvine_core.worker.machines import COLLECTING, KILLED, QUEUED, READY, RUNNING, STARTING
 from taskvine_core.worker.objects import Objects
 from taskvine_core.worker.runs import Run
 
@@ -48,10 +48,11 @@ class Running(Objects):
         outputs = (e.OutputOrder(order.name, order.source, order.level, False, order.mode),)
         run = Run(self._next_run, -1, 0, order.spec, ZERO, (), outputs, order.name, obj.serial)
         self._next_run += 1
-        problem = _unsafe(order.spec, outputs) or self._attach_inputs(run)
+        problem = _unsafe(order.spec, outputs)
         if problem:
             self._fail_object(obj, m.BLAME_OBJECT, f"cannot make {order.name}: {problem}")
             return
+        self._attach_inputs(run)
         self.runs.add(run)
 
     def _dispatch(self, order: m.Dispatch, now: float) -> None:
@@ -73,25 +74,21 @@ class Running(Objects):
             problem = f"its allocation {tuple(order.allocation)} is larger than the worker {tuple(self.settings.total)}"
         if not problem and min(order.allocation) < 0:
             problem = f"its allocation {tuple(order.allocation)} is not complete"
-        problem = problem or self._attach_inputs(run)
         if problem:
             run.error = problem
             self._answer_failure(run)
         else:
+            self._attach_inputs(run)
             self.runs.add(run)
 
-    def _attach_inputs(self, run: Run) -> str:
-        """Note who needs what; returns the problem when an input is not even on its way."""
-        objects = self.cache.objects
+    def _attach_inputs(self, run: Run) -> None:
+        """Note who needs what. What is not here yet is on its way: the order to get it may come after this one, when
+        all its sources are busy now."""
         for mount in run.spec.inputs:
-            obj = objects.get(mount.name)
-            if obj is None or obj.state == DELETING:
-                self.cache.release([i.name for i in run.spec.inputs], run.number)
-                return f"input {mount.name} is not at this worker"
+            obj = self.cache.expect(mount.name, self._now)
             if obj.state != READY:
                 run.missing_inputs += 1
             obj.needed_by.add(run.number)
-        return ""
 
     def _start_ready(self, now: float) -> None:
         if self.fetches.busy:

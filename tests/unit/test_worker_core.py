@@ -147,9 +147,38 @@ def test_an_allocation_larger_than_the_worker_is_forsaken_at_once() -> None:
     assert done[0].result == c.VINE_RESULT_FORSAKEN and "larger than the worker" in done[0].error
 
 
-def test_an_input_that_is_nowhere_makes_the_task_forsaken() -> None:
-    done = sent(Bench().run(1, "file-a"), m.TaskDone)
-    assert done[0].result == c.VINE_RESULT_FORSAKEN and "file-a" in done[0].error and done[0].exit_code == -1
+def test_a_task_waits_for_an_input_whose_order_comes_after_the_dispatch() -> None:
+    bench = Bench()
+    assert not sent(bench.send(dispatch(1, "file-a")), m.TaskDone)
+    serial = of(bench.send(fetch("file-a")), e.StartFetch)[0].items[0].serial
+    assert started(bench.event(arrived(serial)))
+
+
+def test_an_expected_input_that_is_put_starts_its_tasks_without_a_report_nobody_asked_for() -> None:
+    bench = Bench()
+    bench.send(dispatch(1, "buffer-a"))
+    out = bench.send(put("buffer-a"))
+    assert started(out) and not sent(out, m.CacheUpdate)
+
+
+def test_an_expected_input_is_forgotten_with_the_last_task_that_needed_it() -> None:
+    bench = Bench()
+    bench.send(dispatch(1, "file-a"), dispatch(2, "file-a"))
+    bench.send(m.Recall((1,)))
+    assert "file-a" in bench.core.cache.objects
+    assert sent(bench.send(m.Kill((2,)), m.Recall(())), m.Recalled)
+    assert "file-a" not in bench.core.cache.objects
+
+
+def test_an_input_expected_again_after_its_unlink_does_not_take_what_was_still_arriving() -> None:
+    bench = Bench()
+    serial = of(bench.send(fetch("file-a")), e.StartFetch)[0].items[0].serial
+    bench.send(m.Unlink(("file-a",)), dispatch(1, "file-a"))
+    assert not started(bench.event(arrived(serial)))
+    again = of(bench.send(fetch("file-a", transfer_id=8)), e.StartFetch)
+    bench.event(e.FetchEnded(1))
+    again += of(bench.event(e.Tick()), e.StartFetch)
+    assert started(bench.event(arrived(again[0].items[0].serial)))
 
 
 def test_an_input_put_before_the_dispatch_in_the_same_turn_is_there() -> None:
