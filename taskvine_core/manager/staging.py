@@ -331,8 +331,12 @@ class Staging:
             file.at_manager = False
             self.needs.unfetchable(worker, file, reason)
             return
-        if worker.key in self.books.workers and file.needed:
+        if worker.key not in self.books.workers or not file.needed:
+            return
+        if file.available or file.decl.kind != VINE_TEMP:
             self.bring(file, worker)
+        else:
+            self.needs.readers_lose(worker, file)  # that was the last replica: it must be made again first
 
     def on_relayed(self, file: FileRecord, transfer: Transfer, error: str) -> None:
         """The manager has (or has not) got its own copy of a temp."""
