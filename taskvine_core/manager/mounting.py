@@ -25,6 +25,7 @@ _SETTERS = frozenset(("tag", "category", "scheduler", "cores", "memory", "disk",
 
 
 def check_file(file: object, kind: str) -> File:
+    """A file argument of a mount, as it is; UsageTypeError names the ``kind`` when it is something else."""
     if not isinstance(file, File):
         raise UsageTypeError(f"the {kind} must be a File from one of the declare_* methods, not {file!r}")
     return file

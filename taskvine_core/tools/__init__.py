@@ -1,1 +1,1 @@
-"""tools"""
+"""Command-line programs of users and admins."""
