@@ -27,8 +27,8 @@ from taskvine_core.manager.balance import Balance
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.categories import RETRY_MAX
 from taskvine_core.manager.dispatcher import Dispatcher
-from taskvine_core.manager.events import StoreInline, UploadEnded
-from taskvine_core.manager.records import PRIORITY_EXHAUSTION, FileRecord, TaskRecord, Transfer, WorkerRecord
+from taskvine_core.manager.events import Stored, StoreInline, UploadEnded
+from taskvine_core.manager.records import PRIORITY_EXHAUSTION, FileRecord, Run, TaskRecord, Transfer, WorkerRecord
 from taskvine_core.manager.staging import Staging
 from taskvine_core.manager.stats import CapacityEstimator
 from taskvine_core.model.tasks import Mount
@@ -179,10 +179,19 @@ class Completion:
         if report.inline is not None:
             run.bytes_received += len(report.inline)
             self.books.stats.bytes_received += len(report.inline)
-            self.books.out.append(StoreInline(task.id, file.name, path, report.inline, report.mode))
+            store_id = self._awaited_store(run) if path else 0  # memory is never full
+            self.books.out.append(StoreInline(task.id, file.name, path, report.inline, report.mode, store_id))
             file.size = report.size_bytes
         else:
             self._upload(task, worker, file.name, path, "output", report.mode)
+
+    def _awaited_store(self, run: Run) -> int:
+        """A negative number among the run's uploads: no transfer, but to be waited for all the same."""
+        if run.uploads is None:
+            run.uploads = set()
+        store_id = -self.books.new_transfer_id()
+        run.uploads.add(store_id)
+        return store_id
 
     def _upload(self, task: TaskRecord, worker: WorkerRecord, name: str, path: str, purpose: str, mode: int) -> None:
         run = task.run
@@ -212,18 +221,26 @@ class Completion:
                                            books.now - transfer.started, transfer.started)
             if transfer.purpose == "stdout":
                 run.stdout_path = STDOUT_AT_RUNNER + str(transfer.id)
+        self._settle_when_here(task, run)
+
+    def on_stored(self, event: Stored) -> None:
+        """A small output was, or could not be, written where the program wants it."""
+        task = self.books.tasks.get(event.task_id)
+        run = task.run if task is not None else None
+        if task is None or run is None or run.uploads is None or event.store_id not in run.uploads:
+            return
+        run.uploads.discard(event.store_id)
+        if event.error:
+            run.result = combine_results(run.result, VINE_RESULT_OUTPUT_TRANSFER_ERROR)
+            run.error = run.error or event.error
+        self._settle_when_here(task, run)
+
+    def _settle_when_here(self, task: TaskRecord, run: Run) -> None:
         if not run.uploads:
             run.worker.retrieving.pop(task.id, None)
             if not run.worker.busy:
-                run.worker.idle_since = books.now
+                run.worker.idle_since = self.books.now
             self.settle(task)
-
-    def store_failed(self, task_id: int, reason: str) -> None:
-        """A small output could not be written where the program wants it."""
-        task = self.books.tasks.get(task_id)
-        if task is not None and task.run is not None:
-            task.run.result = combine_results(task.run.result, VINE_RESULT_OUTPUT_TRANSFER_ERROR)
-            task.run.error = reason
 
     # ------------------------------------------------------------------ judgement
 

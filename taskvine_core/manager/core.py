@@ -102,7 +102,7 @@ class ManagerCore:
             ev.CloseDown: lambda e: fleet.close_down(e.exit_workers),
             ev.LocalMissing: self._local_missing,
             ev.UploadEnded: self._upload_ended,
-            ev.StoreFailed: lambda e: self.completion.store_failed(e.task_id, e.reason),
+            ev.Stored: self.completion.on_stored,
         }
 
     def _message_table(self) -> Mapping[type, Callable[[WorkerRecord, Any], object]]:

@@ -85,8 +85,8 @@ class Effects:
         why = "not readable" if os.path.exists(decl.source) else "No such file or directory"
         return ev.LocalMissing(decl.name, f"input {decl.source}: {why}")
 
-    def store(self, action: ev.StoreInline) -> ev.StoreFailed | None:
-        """Put a small output where the program wants it."""
+    def store(self, action: ev.StoreInline) -> ev.Stored | None:
+        """Put a small output where the program wants it; None when nobody waits for the answer."""
         if not action.path:
             self.contents[action.name] = action.data
             return None
@@ -103,8 +103,9 @@ class Effects:
                 os.fchmod(stream.fileno(), (action.mode or DEFAULT_MODE) | 0o600)
             os.replace(temp, path)
         except OSError as error:
-            return ev.StoreFailed(action.task_id, action.name, f"output {path} cannot be written: {error.strerror}")
-        return None
+            _remove_part(temp)
+            return ev.Stored(action.task_id, action.store_id, f"output {path} cannot be written: {error.strerror}")
+        return ev.Stored(action.task_id, action.store_id, "")
 
     def append(self, action: ev.AppendWatched) -> None:
         """Write a piece of a watched output; a failure shows when the whole file is stored."""
@@ -219,6 +220,14 @@ class Effects:
             return max(0, shutil.disk_usage(path).free - DISK_MARGIN_BYTES)
         except OSError:
             return 0
+
+
+def _remove_part(path: str) -> None:
+    """What was written before the disk was full."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return  # it was not even made
 
 
 def _remove(path: Path) -> None:

@@ -136,12 +136,12 @@ class UploadEnded(NamedTuple):
     error: str
 
 
-class StoreFailed(NamedTuple):
-    """A StoreInline action could not be carried out (disk full, no permission)."""
+class Stored(NamedTuple):
+    """Answer to a StoreInline with a ``store_id``. ``error`` "" = the file is complete where it was to be."""
 
     task_id: int
-    name: str
-    reason: str
+    store_id: int
+    error: str
 
 
 class Tick(NamedTuple):
@@ -149,7 +149,7 @@ class Tick(NamedTuple):
 
 
 Event = (Declare | Submit | Cancel | Undeclare | Prune | WantContents | BlockHost | UnblockHost | DrainHost | RetireWorkers
-         | ShutdownIdle | CloseDown | WorkerJoined | MessageArrived | WorkerGone | LocalMissing | UploadEnded | StoreFailed | Tick)
+         | ShutdownIdle | CloseDown | WorkerJoined | MessageArrived | WorkerGone | LocalMissing | UploadEnded | Stored | Tick)
 
 # ---------------------------------------------------------------------------- outcome
 
@@ -220,13 +220,15 @@ class CheckLocal(NamedTuple):
 
 
 class StoreInline(NamedTuple):
-    """Put a small output where the program wants it: a local path, or (path "") the buffer ``name``."""
+    """Put a small output where the program wants it: a local path, or (path "") the buffer ``name``.
+    With a ``store_id`` the task is not returned before Stored has answered: a disk may be full."""
 
     task_id: int
     name: str
     path: str
     data: bytes
     mode: int
+    store_id: int
 
 
 class AppendWatched(NamedTuple):

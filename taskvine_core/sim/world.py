@@ -200,10 +200,17 @@ class World:
             self._cut(action.key)
         elif isinstance(action, ev.StoreInline):
             self.local_files.add(action.path)
+            self._answer_store(action)
         elif isinstance(action, ev.AppendWatched):
             self.watched[action.path] += len(action.data)
         elif isinstance(action, ev.CheckLocal | ev.SendLocal):
             self._read_local(action)
+
+    def _answer_store(self, action: ev.StoreInline) -> None:
+        core = self.core
+        if action.store_id:
+            stored = ev.Stored(action.task_id, action.store_id, "")
+            self.clock.after(0.0, lambda: self.tell(stored) if core is self.core else None)
 
     def _read_local(self, action: ev.CheckLocal | ev.SendLocal) -> None:
         """The runner reads a local input, or finds that it does not exist."""
