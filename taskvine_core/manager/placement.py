@@ -139,7 +139,7 @@ class Placement:
             found = self.by_locality(task, shape, now)
             if found is not None:
                 return found
-        candidates = self.index.by_room(include_full=task.spec.resources.gpus > 0)
+        candidates = self.index.by_room(include_full=self.counts_as_full(task) < 0)
         if scheduler in (VINE_SCHEDULE_FILES, VINE_SCHEDULE_WORST):
             return self._first(task, shape, candidates, now)
         return self._sampled(task, shape, candidates, scheduler, now)

@@ -239,13 +239,18 @@ def test_an_output_that_cannot_be_fetched_is_a_transfer_error() -> None:
     assert rig.outcomes[task].error == "disk error"
 
 
-def test_an_output_that_cannot_be_stored_is_a_transfer_error_or_nothing() -> None:
+@pytest.mark.parametrize(("error", "result"), [
+    ("", VINE_RESULT_SUCCESS), ("no space", VINE_RESULT_OUTPUT_TRANSFER_ERROR)])
+def test_a_task_is_returned_when_its_small_file_is_stored_or_cannot_be(error: str, result: int) -> None:
     rig = Rig()
     rig.join()
-    task = rig.submit(outputs=(rig.result_buffer("small"),))
+    task = rig.submit(outputs=(rig.local("small"),))
     rig.finish(task)
-    rig.tell(ev.StoreFailed(task, "buffer-rnd-small", "no space"))
-    assert rig.outcomes[task].result in (VINE_RESULT_SUCCESS, VINE_RESULT_OUTPUT_TRANSFER_ERROR)
+    assert task not in rig.outcomes
+    (store,) = rig.done_actions(ev.StoreInline)
+    rig.tell(ev.Stored(task, store.store_id, error))
+    assert rig.outcomes[task].result == result and rig.outcomes[task].error == error
+    rig.tell(ev.Stored(task, store.store_id, error))
 
 
 def test_a_task_that_was_never_started_before_its_end_time_is_returned() -> None:
