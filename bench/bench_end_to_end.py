@@ -1,9 +1,9 @@
 """Transfers as a program sees them, through manager and workers, from submit to wait.
 
 Value: manager -> worker, one large file. Limit: a bare sendfile/recv pair with SHA-256 beside it, written to the same
-file system (bench_transfer.py measures the data plane alone). Detail: the output that comes back (timed from the end of
-the command), a temp from worker to worker, one input to eight workers at once, and 1000 small inputs in one task (limit:
-one tar of the same bytes) and one per task (limit: the command rate).
+file system (bench_transfer.py measures the data plane alone). Detail: the output that comes back (timed from the end
+of the command), a temp from worker to worker, one input to eight workers at once, and 1000 small inputs in one task
+(limit: one tar of the same bytes) and one per task (limit: the command rate).
 
     python bench/bench_end_to_end.py [--megabytes 1024] [--shared-megabytes 200] [--files 1000] [--repeat 3]
 """
@@ -26,7 +26,6 @@ from bench_transfer import receive_bare, send_bare
 BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 10_000
 READERS = 8
-US_PER_S = 1e6
 
 
 def fill(path: Path, megabytes: int) -> int:
@@ -105,7 +104,9 @@ def to_manager(rig: Rig, megabytes: int) -> Figures:
     own, of_workers = time.process_time(), rig.workers_cpu_s()
     timed(rig, task)
     own, of_workers = time.process_time() - own, rig.workers_cpu_s() - of_workers
-    elapsed = task.get_metric("time_when_done") / US_PER_S - task._outcome.times.end
+    outcome = task._outcome
+    assert outcome is not None
+    elapsed = outcome.times.done - outcome.times.end
     if path.stat().st_size != megabytes * BLOCK_BYTES:
         raise BenchError(f"{path} has {path.stat().st_size} bytes")
     path.unlink()

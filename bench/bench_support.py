@@ -30,7 +30,9 @@ for folder in (ROOT / "compat", ROOT / "factory", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-import taskvine_core as vine  # noqa: E402 - the checkout this script lies in, installed or not
+import taskvine_core  # noqa: E402 - the checkout this script lies in, installed or not
+
+vine = taskvine_core
 
 #: Longest time a whole bench may wait for its tasks.
 PATIENCE_S = 900.0

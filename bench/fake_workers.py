@@ -1,8 +1,8 @@
 """Many workers in one process, for benches of the manager: real handshakes and frames, tasks that end at once.
 
-Every worker is one socket in one epoll set. It says hello, has an empty cache, answers each Dispatch with the TaskDone of a no-op and each
-Ping with a Pong, and nothing else: it cannot take files. Bounded: connects in waves, buffers what a slow manager does not
-read, ends when its standard input does.
+Every worker is one socket in one epoll set. It says hello, has an empty cache, answers each Dispatch with the TaskDone
+of a no-op and each Ping with a Pong, and nothing else: it cannot take files. Bounded: connects in waves, buffers what a
+slow manager does not read, ends when its standard input does.
 
     python bench/fake_workers.py HOST PORT --workers 4500 --cores 4      (the key file is found as by a worker)
 """
@@ -66,8 +66,8 @@ class FakeWorker:
     def hello(self, cores: int) -> bytes:
         resources = Resources(cores, MEMORY_MB, DISK_MB, 0)
         name = f"fake-{self.number}"
-        return self.session.encode([msg.WorkerHello(name, name, "linux", "x86_64", "bench", (), resources, "127.0.0.1", 0,
-                                                    0.0, 0.0, "", "")])
+        return self.session.encode([msg.WorkerHello(name, name, "linux", "x86_64", "bench", (), resources, "127.0.0.1",
+                                                    0, 0.0, 0.0, "", "")])
 
 
 class Herd:
@@ -130,14 +130,14 @@ class Herd:
             worker.send(reply)
         if fresh and session.established:
             worker.send(worker.hello(self.cores))
-        answers = []
+        answers: list[msg.FromWorker] = []
         now = time.time()
         for message in messages:
             kind = type(message)
             if kind is msg.Dispatch:
                 self.tasks += 1
-                answers.append(msg.TaskDone(message.task_id, message.attempt, VINE_RESULT_SUCCESS, 0, b"", 0, "", (), (),
-                                            now, now, msg.NOT_MEASURED, ""))
+                answers.append(msg.TaskDone(message.task_id, message.attempt, VINE_RESULT_SUCCESS, 0, b"", 0, "", (),
+                                            (), now, now, msg.NOT_MEASURED, ""))
             elif kind is msg.Ping:
                 answers.append(msg.Pong(message.nonce))
             elif kind is msg.Recall:
