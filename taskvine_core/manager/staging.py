@@ -102,6 +102,7 @@ class Staging:
         self._waiting: dict[str, FileRecord] = {}
         self._retry: list[tuple[float, str]] = []
         self._thin: dict[str, FileRecord] = {}
+        self._unplaced: dict[str, FileRecord] = {}  # thin, and nobody could take a copy when we looked
 
     # ------------------------------------------------------------------ bringing
 
@@ -397,7 +398,10 @@ class Staging:
                 self._kick(file)
 
     def retry_due(self) -> None:
-        """Look again at files whose sources have rested."""
+        """Look again at files whose sources have rested, and for room for more copies of temps."""
+        if self._unplaced:
+            self._thin.update(self._unplaced)
+            self._unplaced.clear()
         while self._retry and self._retry[0][0] <= self.books.now:
             file = self.books.files.get(heappop(self._retry)[1])
             if file is not None:
@@ -425,6 +429,8 @@ class Staging:
             file.ready -= 1
             if not file.ready:
                 self.needs.file_lost(file)
+        if file.ready and file.decl.kind == VINE_TEMP and len(file.replicas) < self.books.tuning.temp_replica_count:
+            self.wants_copies(file)
 
     def unlink(self, file: FileRecord, worker: WorkerRecord) -> None:
         """Delete one replica."""
@@ -482,8 +488,11 @@ class Staging:
         """Start copies of thinly held temps, at most transfer-replica-per-cycle."""
         wanted = self.books.tuning.temp_replica_count
         for file in list(self._thin.values())[: self.books.tuning.transfer_replica_per_cycle]:
-            if not file.needed or not file.ready or len(file.replicas) >= wanted or not self.replicate(file):
-                self._thin.pop(file.name, None)
+            if not file.needed or not file.ready or len(file.replicas) >= wanted:
+                del self._thin[file.name]
+            elif not self.replicate(file):
+                del self._thin[file.name]
+                self._unplaced[file.name] = file
 
     def replicate(self, file: FileRecord) -> bool:
         """Copy a temp to one more worker, the one with most free disk; False when nobody can take it now."""
