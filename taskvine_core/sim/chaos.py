@@ -75,9 +75,9 @@ class Story:
         if self.restarts:
             self._restart()
         world.run_to_end()
-        self.over = True
         self.program.check_results()
         self._clean_up()
+        self.over = True
         return world
 
     def _set_up_manager(self) -> None:
