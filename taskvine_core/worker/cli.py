@@ -21,6 +21,7 @@ from taskvine_core.worker.children import PR_SET_PDEATHSIG, prctl
 from taskvine_core.worker.core import CoreSettings, WorkerCore
 from taskvine_core.worker.environment import base_environment
 from taskvine_core.worker.finder import Finder
+from taskvine_core.worker.guard import Guard
 from taskvine_core.worker.jobs import Jobs, monotonic_epoch
 from taskvine_core.worker.life import LifeSettings
 from taskvine_core.worker.link import Wire
@@ -61,9 +62,11 @@ def _serve(options: Options) -> int:
             raise DiscoveryError("the parent process is gone already", hint="start without --parent-death")
     workspace = open_workspace(options.workspace, options.keep_workspace, os.environ)
     say(f"vine_worker: creating workspace {workspace.path}")
+    guard = Guard(workspace.path)
     try:
         leaving = _build(options, workspace, parent_pid).run()
     finally:
+        guard.dismiss()
         os.chdir("/")
         workspace.close()
     if leaving.status:

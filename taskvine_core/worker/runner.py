@@ -25,7 +25,7 @@ from taskvine_core.worker.core import WorkerCore
 from taskvine_core.worker.detect import disk_free_mb
 from taskvine_core.worker.environment import task_environment
 from taskvine_core.worker.finder import Finder
-from taskvine_core.worker.jobs import Jobs
+from taskvine_core.worker.jobs import DISK_MARGIN_MB, Jobs
 from taskvine_core.worker.link import CONNECT_TIMEOUT_S, Link, LinkLost, Wire
 from taskvine_core.worker.pool import Mailbox, Pool
 from taskvine_core.worker.sandbox import InputLost, Sandbox, Sandboxes
@@ -327,6 +327,7 @@ class Runner:
     def _start_run(self, action: e.StartRun) -> None:
         box = None
         try:
+            self._check_disk()
             box = self._boxes.make("mini" if action.is_mini else "task")
             self._boxes.fill(box, action.spec)
             active = self._spawn(action, box)
@@ -338,6 +339,13 @@ class Runner:
             self._active[action.run] = active
             self._live_paths.add(active.box.path)
             self._events.append(e.Started(action.run))
+
+    def _check_disk(self) -> None:
+        """On a full disk what a task writes is lost, often without a failure: it should run elsewhere, or later."""
+        free_mb = disk_free_mb(self._root)
+        if free_mb < DISK_MARGIN_MB:
+            raise DiskFullError(f"only {free_mb} MB are free on the worker's disk, a task needs {DISK_MARGIN_MB}",
+                                hint="free space where the worker's workspace is")
 
     def _start_failed(self, run: int, box: Sandbox | None, reason: str, lost: tuple[str, ...]) -> None:
         if box is not None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import taskvine_core as vine
 from chaos_support import MB, PATIENCE_S, Cluster, environment, wait_until
+
+import taskvine_core as vine
 
 pytestmark = pytest.mark.live
 
@@ -262,10 +263,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.path == "/short":
-            self.wfile.write(body[:1000])
-            self.close_connection = True
-        elif self.path == "/once-short" and self.server.gets[self.path] == 1:
+        if self.path == "/short" or (self.path == "/once-short" and self.server.gets[self.path] == 1):
             self.wfile.write(body[:1000])
             self.close_connection = True
         else:
@@ -371,7 +369,7 @@ def test_ctrl_c_reaches_a_program_that_waits_and_the_manager_stays_usable(tmp_pa
                                    stderr=subprocess.STDOUT, env=environment(), stdin=subprocess.DEVNULL)
     worker = None
     try:
-        wait_until(lambda: out.read_text(), "it listens")
+        wait_until(out.read_text, "it listens")
         # It waits when its main thread sleeps in the kernel; the interrupt must reach it there.
         state = Path(f"/proc/{program.pid}/wchan")
         wait_until(lambda: "futex" in state.read_text() or "wait" in state.read_text() or state.read_text() == "0",

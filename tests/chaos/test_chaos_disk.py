@@ -101,8 +101,7 @@ def test_a_task_that_fills_the_disk_of_its_worker_fails_and_the_worker_goes_on(
         cluster: Cluster, small_disk: Callable[[str, int], Path]) -> None:
     small_disk("full", SMALL_DISK_MB)
     full = cluster.start(name="full")
-    temp = cluster.manager.declare_temp()
-    task = cluster.run("head -c 1G /dev/zero > out", outputs={"out": temp})
+    task = cluster.run("head -c 1G /dev/zero > out")
     assert not task.successful()
     assert cluster.run("echo room again > x; cat x").output == "room again\n"
     assert full.process.poll() is None
