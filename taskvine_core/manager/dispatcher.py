@@ -98,11 +98,6 @@ class Dispatcher:
         if self.lineage.all_available(task):
             self.enqueue(task, front=True)
 
-    @property
-    def resting(self) -> int:
-        """Tasks whose start time or rest is not over, roughly (cancelled ones are counted until their time)."""
-        return len(self._later)
-
     def due(self) -> None:
         """Handle what time brings: tasks whose rest or start time is over, end times, stale queued tasks."""
         now, tasks = self.books.now, self.books.tasks

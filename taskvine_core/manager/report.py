@@ -11,7 +11,7 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from taskvine_core.constants import TASK_STATE_NAMES, VINE_TASK_READY
+from taskvine_core.constants import TASK_STATE_NAMES
 from taskvine_core.errors import UsageError
 from taskvine_core.manager.allocation import allocate
 from taskvine_core.manager.books import Books
@@ -32,7 +32,7 @@ STATE_TEXT = ("idle", "draining", "draining")
 def hungry_now(books: Books) -> int:
     """Section 9.7 on the current books."""
     running = sum(len(w.running) + len(w.queued) for w in books.workers.values())
-    waiting = sum(1 for t in books.tasks.values() if t.state == VINE_TASK_READY)
+    waiting = len(books.tasks) - running - sum(len(w.retrieving) for w in books.workers.values())
     depth = books.tuning.attempt_schedule_depth
     ready = Counter(task.spec.resources for task in islice(books.ready.tasks(), depth))
     return hungry(waiting=waiting, running=running, workers=len(books.workers), committed=_committed(books),
@@ -65,7 +65,7 @@ def refresh_stats(core: ManagerCore) -> None:
     stats.tasks_running = sum(len(w.running) + len(w.queued) for w in workers)
     stats.tasks_with_results = sum(len(w.retrieving) for w in workers)
     stats.tasks_on_workers = stats.tasks_running + stats.tasks_with_results
-    stats.tasks_waiting = books.ready.count + core.lineage.blocked + core.dispatcher.resting
+    stats.tasks_waiting = len(books.tasks) - stats.tasks_on_workers
     stats.workers_able = _able(core)
     stats.set_total(_total(books))
     stats.set_committed(_committed(books))
@@ -216,7 +216,7 @@ def demand(core: ManagerCore, body: Record) -> Record:
     books, stats = core.books, core.books.stats
     shapes = body.get("shapes", [])
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise UsageError("demand: 'shapes' is not a list of objects")
+        raise UsageError("query 'demand': 'shapes' is not a list of objects")
     return {
         "manager_id": core.manager_id, "project": core.fleet.name, "tasks_waiting": stats.tasks_waiting,
         "tasks_running": stats.tasks_on_workers, "tasks_left": core.tasks_left,
@@ -239,8 +239,8 @@ def _demand_worker(core: ManagerCore, worker: WorkerRecord) -> Record:
 
 def _useful(core: ManagerCore, asked: Record) -> Record:
     """Workers of one shape that could be busy now: every ready or running task counts the share of a worker it takes."""
-    totals = Resources(*(int(asked.get(key) or 0) for key in ("cores", "memory_mb", "disk_mb", "gpus")))
-    features = frozenset(str(f) for f in asked.get("features") or ())
+    totals = Resources(*(_amount(asked, key) for key in ("cores", "memory_mb", "disk_mb", "gpus")))
+    features = frozenset(_strings(asked.get("features") or [], "demand", "features"))
     share, work_s, known = 0.0, 0.0, True
     groups = [(shape, shape.head(), shape.count) for shape in core.books.ready.shapes.values() if shape.count]
     for shape, task, count in groups:
@@ -257,6 +257,20 @@ def _useful(core: ManagerCore, asked: Record) -> Record:
             share += _fraction(task.run.allocation, totals)
     workers = int(share) + (share > int(share) + 1e-9)
     return {"workers": workers, "seconds": work_s / workers if known and workers else None}
+
+
+def _amount(asked: Record, key: str) -> int:
+    """A number of a shape; absent and null count as 0."""
+    value = asked.get(key) or 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < UNLIMITED:
+        raise UsageError(f"query 'demand': {key} is {value!r}, not an amount")
+    return int(value)
+
+
+def _strings(value: object, what: str, key: str) -> list[str]:
+    if not isinstance(value, list):
+        raise UsageError(f"query {what!r}: {key} is not a list of strings")
+    return [str(item) for item in value]
 
 
 def _part(core: ManagerCore, task: TaskRecord, shape: Shape, totals: Resources) -> float:
@@ -294,10 +308,12 @@ def answer(core: ManagerCore, what: str, body: bytes) -> bytes:
         asked = json.loads(body) if body else {}
     except ValueError as error:
         raise UsageError(f"query {what!r}: the body is not JSON: {error}") from None
+    if not isinstance(asked, dict):
+        raise UsageError(f"query {what!r}: the body is not an object")
     if what == "demand":
         return _json(demand(core, asked))
     if what == "retire":
-        ids = [str(i) for i in asked.get("worker_ids", [])]
+        ids = _strings(asked.get("worker_ids", []), what, "worker_ids")
         refused = core.retire_workers(ids, str(asked.get("reason", "factory")))
         return _json({"accepted": [i for i in ids if i not in refused], "refused": refused})
     if what not in ("manager", "tasks", "workers", "categories"):
