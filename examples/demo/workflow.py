@@ -138,6 +138,8 @@ class Analysis:
         self.final_id = 0
         # The functions travel with the tasks: a worker on another machine does not have this folder.
         cloudpickle.register_pickle_by_value(analysis)
+        # Importing them takes longer than a task's own work: every worker does it once.
+        manager.preload_modules("awkward", "numpy", "uproot")
 
     def run(self, files: Sequence[Path], ranges: Sequence[Chunk]) -> Record:
         """Carry the analysis out and return its record.

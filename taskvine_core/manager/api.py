@@ -178,6 +178,17 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
         self._refresh_stats()
         return self._stats
 
+    # ------------------------------------------------------------------ Python tasks
+
+    def preload_modules(self, *names: str) -> None:
+        """``PythonTask.preload_modules`` for every PythonTask submitted from now on that does not call its own.
+
+        Raises:
+            UsageTypeError: (a TypeError) a name is no str.
+            UsageError: (a ValueError) it cannot be the name of a module.
+        """
+        self._python.preload = checks.module_names(names)
+
     # ------------------------------------------------------------------ logs and display
 
     def log_txn_app(self, entry: str) -> None:

@@ -6,6 +6,7 @@ Owns the wording and the exception types of the published API. Must not know man
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from taskvine_core.constants import (
     ALLOCATION_MODE_NAMES,
@@ -59,6 +60,15 @@ def text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise UsageTypeError(f"{what} must be a str, not {value!r}")
     return value
+
+
+def module_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Dotted names of modules, each once and in one order, so that equal sets share one interpreter."""
+    for name in names:
+        if not all(part.isidentifier() for part in text(name, "module name").split(".")):
+            raise UsageError(f"module name {name!r} is not a dotted name of identifiers",
+                             hint="give names as an import statement has them: 'numpy', 'os.path'")
+    return tuple(sorted({str(name) for name in names}))
 
 
 def number(value: object, what: str) -> float:

@@ -43,6 +43,7 @@ class PythonFiles:
         self._by_function: weakref.WeakKeyDictionary[Callable[..., Any], File] = weakref.WeakKeyDictionary()
         self._by_name: weakref.WeakValueDictionary[str, File] = weakref.WeakValueDictionary()
         self.wrapper_id = naming.random_letters()
+        self.preload: tuple[str, ...] = ()      # for tasks that do not say
 
     def function_file(self, func: Callable[..., Any]) -> File:
         """The buffer with the serialized function; the same for the same function, and for equal content."""

@@ -27,7 +27,8 @@ class TaskSpec(NamedTuple):
     A Python task (``kind == KIND_PYTHON``) runs ``function(*args, **kwargs)``: ``function`` is the cached name of
     the buffer with the cloudpickled callable (also listed in ``inputs`` with remote name ""), ``arguments`` the
     cloudpickled ``[args, kwargs]`` when they are small, else b"" and ``arguments_file`` names an input. Its result
-    is an output mounted with remote name RESULT_REMOTE.
+    is an output mounted with remote name RESULT_REMOTE. ``preload`` names modules that a warm interpreter imports once,
+    before it forks a process for the task.
     """
 
     command: str
@@ -52,6 +53,7 @@ class TaskSpec(NamedTuple):
     arguments_file: str = ""
     serialize_output: bool = True
     interpreter: str = ""
+    preload: tuple[str, ...] = ()
 
 
 #: Remote name under which a Python task's interpreter leaves the pickled result.

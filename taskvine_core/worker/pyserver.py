@@ -2,9 +2,10 @@
 
 Owns loading and calling user code. Runs under interpreters that have neither this package nor msgpack, so it uses
 nothing but the standard library (Python >= 3.8) and cloudpickle. The warm process itself never unpickles anything:
-only its children, one per task, do.
+only its children, one per task, do. Modules it is told to preload it imports by name, before it serves; what it could
+not import (or not in a way that allows forking) each child imports itself, and fails there with the real traceback.
 
-    pyserver.py serve <socket fd> <fallback dir of cloudpickle>
+    pyserver.py serve <socket fd> <fallback dir of cloudpickle> <fork|each> <module>...
     pyserver.py once <request file> <fallback dir of cloudpickle>
 
 Requests on the socket: 4 bytes length (little endian), then a marshalled tuple, ``("run", id, request)`` or
@@ -33,6 +34,8 @@ REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
 LENGTH = struct.Struct("<I")
 PR_SET_PDEATHSIG = 1
+#: An import that takes longer (it hangs) is left to the tasks, which have time limits of their own.
+PRELOAD_LIMIT_S = 300
 #: How long the news of a fork may wait: it only matters for tasks that run longer.
 HOLD_BACK_MS = 50
 STDOUT_NAME = ".taskvine.stdout"
@@ -53,6 +56,8 @@ def load_cloudpickle(fallback: str) -> Any:
 
 def call(request: Request, cloudpickle: Any) -> None:
     """Run one task's function in this process; returns the exit code. The result goes to ``request["result"]``."""
+    for name in request["modules"]:
+        __import__(name)
     function = cloudpickle.loads(read_file(request["function"]))
     if request["arguments_file"]:
         args, kwargs = cloudpickle.loads(read_file(request["arguments_file"]))
@@ -95,15 +100,14 @@ def write_file(path: str, data: Any) -> None:
         os.close(fd)
 
 
-def set_environment(known: dict[str, str], wanted: dict[str, str]) -> None:
-    """Change os.environ from ``known`` to ``wanted``, touching only what differs (each change costs a system call's
-    worth of copied pages in a fresh child)."""
-    for name in known:
-        if name not in wanted:
-            del os.environ[name]
-    for name, value in wanted.items():
-        if known.get(name) != value:
-            os.environ[name] = value
+def change_environment(changes: dict[str, str | None]) -> None:
+    """Set variables, and remove those given as None."""
+    environ = os.environ
+    for name, value in changes.items():
+        if value is None:
+            environ.pop(name, None)
+        else:
+            environ[name] = value
 
 
 def guarded(request: Request, cloudpickle: Any) -> int:
@@ -146,8 +150,9 @@ def finish() -> None:
 class Server:
     """The warm interpreter: reads requests, forks, waits, answers."""
 
-    def __init__(self, link: socket.socket, cloudpickle: Any) -> None:
+    def __init__(self, link: socket.socket, cloudpickle: Any, unloaded: list[str]) -> None:
         self.link = link
+        self.unloaded = unloaded
         self.cloudpickle = cloudpickle
         self.pids: dict[int, int] = {}          # id -> pid
         self.ids: dict[int, int] = {}           # pid -> id
@@ -157,7 +162,6 @@ class Server:
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.prctl = load_prctl()
-        self.environment = dict(os.environ)
 
     def run(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -216,6 +220,7 @@ class Server:
             code = 1
             try:
                 self.become_task(parent, request)
+                request["modules"] = self.unloaded
                 code = guarded(request, self.cloudpickle)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
@@ -242,10 +247,9 @@ class Server:
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.close(out)
-        set_environment(self.environment, request["env"])
+        change_environment(request["env"])
         sys.path.insert(0, sandbox)
-        if "tempfile" in sys.modules:
-            sys.modules["tempfile"].__dict__["tempdir"] = None
+        forget_what_children_must_not_share()
 
     def reap(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -268,6 +272,15 @@ class Server:
             self.answer(ENDED, number, code, int((usage.ru_utime + usage.ru_stime) * 1e6), usage.ru_maxrss)
 
 
+def forget_what_children_must_not_share() -> None:
+    """Undo what a preloaded module worked out for the parent: the directory for temporary files, random numbers."""
+    modules = sys.modules
+    if "tempfile" in modules:
+        modules["tempfile"].__dict__["tempdir"] = None
+    if "numpy.random" in modules:
+        modules["numpy.random"].seed()      # the standard library does this by itself
+
+
 def kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
@@ -283,17 +296,46 @@ def load_prctl() -> Callable[[int, int], Any]:
     return lambda option, value: prctl(option, int(value), 0, 0, 0)
 
 
-def serve(fd: int, fallback: str) -> None:
+def preload(modules: list[str]) -> list[str]:
+    """Import modules; returns those that could not be."""
+    def give_up(*_: object) -> None:
+        raise TimeoutError("the import takes too long")
+
+    unloaded = []
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PRELOAD_LIMIT_S)
+    for name in modules:
+        try:
+            __import__(name)
+        except BaseException:       # a child will say why
+            unloaded.append(name)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    return unloaded
+
+
+def has_threads() -> bool:
+    """Did an import start threads? A child has none of them, but the locks they held at the fork."""
+    try:
+        return len(os.listdir("/proc/self/task")) > 1
+    except OSError:
+        return False
+
+
+def serve(fd: int, fallback: str, mode: str, modules: list[str]) -> None:
     import gc
     import traceback  # noqa: F401  (loaded once here instead of in every failing task)
 
     cloudpickle = load_cloudpickle(fallback)
+    unloaded = preload(modules) if mode == "fork" else modules
+    if mode == "fork" and has_threads():
+        os.execv(sys.executable, [sys.executable, __file__, "serve", str(fd), fallback, "each", *modules])
     link = socket.socket(fileno=fd)
     link.setblocking(True)
     os.set_inheritable(fd, False)
     gc.collect()
     gc.freeze()                         # children do not copy pages only because their collector looked at them
-    Server(link, cloudpickle).run()
+    Server(link, cloudpickle, unloaded).run()
 
 
 def once(path: str, fallback: str) -> int:
@@ -312,7 +354,7 @@ def main(argv: list[str]) -> None:
     mode, what, fallback = argv[1], argv[2], argv[3]
     sys.argv = [""]
     if mode == "serve":
-        serve(int(what), fallback)
+        serve(int(what), fallback, argv[4], argv[5:])
         os._exit(0)
     code = once(what, fallback)
     os._exit(code)

@@ -321,6 +321,9 @@ def _unsafe(spec: TaskSpec, outputs: tuple[e.OutputOrder, ...]) -> str:
             check_sandbox_path(out.remote)
         if spec.kind == KIND_PYTHON and spec.function:
             check_cache_name(spec.function)
+        for name in spec.preload:
+            if not all(part.isidentifier() for part in name.split(".")):
+                return f"{name!r} is not the name of a module"
     except SecurityError as error:
         return str(error)
     return ""

@@ -16,18 +16,28 @@ from typing import Any, NamedTuple
 from taskvine_core.errors import SandboxError
 from taskvine_core.model.tasks import RESULT_REMOTE, TaskSpec
 from taskvine_core.worker.children import Children
+from taskvine_core.worker.environment import THREAD_LIMITS
 
 REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
 _LENGTH = struct.Struct("<I")
-#: Distinct interpreters kept warm: each costs some 10 MB.
+#: Distinct interpreters kept warm: each costs some 10 MB, with numerical libraries 100 and more.
 MAX_INTERPRETERS = 4
 REQUEST_NAME = ".taskvine.request"
 #: Variables an interpreter reads only when it starts: tasks that set them need an interpreter of their own.
 _START_PREFIXES = ("PYTHON", "LD_")
 _LOG_TAIL_BYTES = 2000
 
-Key = tuple[str, tuple[tuple[str, str | None], ...]]
+#: Modules are imported with these set to 1: threads that a library starts then would not survive the forks.
+_ONE_THREAD = dict.fromkeys(THREAD_LIMITS, "1")
+
+
+class Key(NamedTuple):
+    """Tasks with equal keys share an interpreter: program, variables it is started with, modules it has loaded."""
+
+    program: str
+    starting: tuple[tuple[str, str | None], ...] = ()
+    preload: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
@@ -43,11 +53,13 @@ class Reply(NamedTuple):
 class Interpreter:
     """One warm process and its socket (non-blocking on our side)."""
 
-    def __init__(self, key: Key, pid: int, link: socket.socket, log_path: str) -> None:
+    def __init__(self, key: Key, pid: int, link: socket.socket, log_path: str, env: dict[str, str]) -> None:
         self.key = key
+        self.env = env                  # what it was started with
         self.pid = pid
         self.link = link
         self.log_path = log_path
+        self.ready = False
         self.runs: set[int] = set()
         self.pids: dict[int, int] = {}
         self.unsent = bytearray()
@@ -84,6 +96,8 @@ class Interpreter:
         for kind, run, value, cpu_us, rss_kb in REPLY.iter_unpack(self._received[:whole]):
             if kind == STARTED:
                 self.pids[run] = value
+            elif kind == READY:
+                self.ready = True
             elif kind in (ENDED, NO_FORK):
                 self.runs.discard(run)
                 self.pids.pop(run, None)
@@ -119,7 +133,8 @@ class Warm:
         self._base = base
         self._watch = watch
         self._forget = forget
-        self._by_key: dict[Key, Interpreter] = {}
+        self._by_key: dict[Key, Interpreter] = {}   # the one used last is last
+        self._deadly: set[Key] = set()              # importing their modules ended the interpreter
         self._program = ""
         self._fallback = ""
 
@@ -131,11 +146,15 @@ class Warm:
             SandboxError: it cannot be started.
         """
         starting = tuple(sorted((k, v) for k, v in spec.env if k.startswith(_START_PREFIXES)))
-        key = (default_interpreter(self._base), starting)
-        interpreter = self._by_key.get(key) or self._start(key)
+        key = Key(default_interpreter(self._base), starting, spec.preload)
+        interpreter = self._by_key.pop(key, None) or self._start(key)
+        self._by_key[key] = interpreter
         interpreter.runs.add(run)
         request = self._request(spec, sandbox, path_of)
-        request.update(sandbox=sandbox, env=env, arguments=spec.arguments)
+        started_with = interpreter.env.get
+        changes: dict[str, str | None] = {k: v for k, v in env.items() if started_with(k) != v}
+        changes.update((name, None) for name, value in spec.env if value is None and name not in env)
+        request.update(sandbox=sandbox, env=changes, arguments=spec.arguments)
         interpreter.send(("run", run, request))
         return interpreter
 
@@ -156,7 +175,7 @@ class Warm:
     @staticmethod
     def _request(spec: TaskSpec, sandbox: str, path_of: Callable[[str], str]) -> dict[str, Any]:
         return {"function": path_of(spec.function), "serialize": spec.serialize_output,
-                "arguments_file": path_of(spec.arguments_file) if spec.arguments_file else "",
+                "modules": spec.preload, "arguments_file": path_of(spec.arguments_file) if spec.arguments_file else "",
                 "result": f"{sandbox}/{RESULT_REMOTE}"}
 
     def kill(self, interpreter: Interpreter, run: int) -> None:
@@ -167,6 +186,8 @@ class Warm:
         """Clean up after a dead interpreter; returns the runs it takes with it."""
         if self._by_key.get(interpreter.key) is interpreter:
             del self._by_key[interpreter.key]
+            if not interpreter.ready and interpreter.key.preload:
+                self._deadly.add(interpreter.key)
         self._forget(interpreter.link.fileno())
         interpreter.link.close()
         Children.kill_group(interpreter.pid)
@@ -185,11 +206,11 @@ class Warm:
 
     def _start(self, key: Key) -> Interpreter:
         self._unpack_program()
-        self._retire_one()
+        self._retire_idle()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        env = dict(self._base)
-        for name, value in key[1]:
+        env = {**self._base, **_ONE_THREAD} if key.preload else dict(self._base)
+        for name, value in key.starting:
             if value is None:
                 env.pop(name, None)
             else:
@@ -197,7 +218,8 @@ class Warm:
         log_path = f"{self._root}/temp/python.{theirs.fileno()}.log"
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            argv = [key[0], self._program, "serve", str(theirs.fileno()), self._fallback]
+            argv = [key.program, self._program, "serve", str(theirs.fileno()), self._fallback,
+                    "each" if key in self._deadly else "fork", *key.preload]
             pid = self._children.start(argv, self._root, env, log, keep=(theirs.fileno(),))
         except SandboxError:
             ours.close()
@@ -205,17 +227,18 @@ class Warm:
         finally:
             os.close(log)
             theirs.close()
-        interpreter = self._by_key[key] = Interpreter(key, pid, ours, log_path)
+        interpreter = Interpreter(key, pid, ours, log_path, env)
         self._watch(ours.fileno(), interpreter)
         return interpreter
 
-    def _retire_one(self) -> None:
-        """Make place for one more by ending one that has nothing to do."""
-        if len(self._by_key) >= MAX_INTERPRETERS:
-            for interpreter in self.interpreters():
-                if not interpreter.runs:
-                    self.died(interpreter)
-                    return
+    def _retire_idle(self) -> None:
+        """Make place for one more by ending those that have nothing to do, the longest unused first."""
+        for interpreter in self.interpreters():
+            if len(self._by_key) < MAX_INTERPRETERS:
+                return
+            if not interpreter.runs:
+                interpreter.ready = True    # it is not its modules' fault
+                self.died(interpreter)
 
     def _unpack_program(self) -> None:
         """Put the interpreter's program into the workspace: inside a zipapp it is not a file."""

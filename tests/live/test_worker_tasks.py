@@ -442,6 +442,130 @@ def test_variables_read_at_interpreter_start_reach_the_task(pair: Pair) -> None:
     assert pickle.loads(done.outputs[0].inline or b"") == 2
 
 
+def preloading(
+    function: Callable[..., object], name: str, *modules: str, **fields: object
+) -> tuple[m.PutInline, TaskSpec]:
+    blob, spec = python_task(function, name=name)
+    return blob, spec._replace(preload=modules, **fields)
+
+
+def test_preloaded_modules_are_there_before_the_task_and_each_set_has_its_interpreter(pair: Pair) -> None:
+    def probe() -> tuple[int, bool]:
+        import sys
+
+        return os.getppid(), "colorsys" in sys.modules
+
+    seen = []
+    for number, modules in enumerate([(), ("colorsys",), ("colorsys", "email.mime.text"), ("colorsys",)]):
+        blob, spec = preloading(probe, f"buffer-rnd-pre{number}", *modules)
+        seen.append(pickle.loads(pair.run(spec, blob).outputs[0].inline or b""))
+    assert [loaded for _, loaded in seen] == [False, True, True, True]
+    parents = [parent for parent, _ in seen]
+    assert len(set(parents)) == 3 and parents[1] == parents[3]
+
+
+def test_interpreters_kept_are_few_and_the_longest_unused_goes_first(pair: Pair) -> None:
+    def parent() -> int:
+        return os.getppid()
+
+    def run(module: str) -> int:
+        blob, spec = preloading(parent, "buffer-rnd-lru", module)
+        return int(pickle.loads(pair.run(spec, blob).outputs[0].inline or b""))
+
+    first = {module: run(module) for module in ("wave", "cmd", "bdb", "csv")}
+    assert run("wave") == first["wave"]
+    run("pty")                                                       # one too many: cmd goes
+    assert run("wave") == first["wave"] and run("csv") == first["csv"]
+    wait_until(lambda: not alive(first["cmd"]), "the end of the interpreter not used for longest")
+
+
+def test_a_module_that_cannot_be_imported_fails_the_task_with_the_imports_traceback(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "broken_module.py").write_text("import no_such_dependency\n")
+    path = (("PYTHONPATH", str(tmp_path)),)
+    blob, spec = preloading(double, "buffer-rnd-brk", "broken_module", "json", env=path)
+    done = pair.run(spec._replace(arguments=pickle.dumps([(4,), {}])), blob)
+    assert done.result == c.VINE_RESULT_SUCCESS and done.exit_code == 1
+    assert b"broken_module.py" in done.stdout and b"No module named 'no_such_dependency'" in done.stdout
+    (tmp_path / "no_such_dependency.py").write_text("")              # the same interpreter goes on serving
+    assert pickle.loads(pair.run(spec._replace(arguments=pickle.dumps([(4,), {}])), blob).outputs[0].inline or b"") == 8
+
+
+def test_a_module_in_the_sandbox_may_be_declared(pair: Pair) -> None:
+    def use() -> int:
+        import sys
+
+        return int(sys.modules["sent_along"].value)
+
+    blob, spec = preloading(use, "buffer-rnd-sent", "sent_along")
+    spec = spec._replace(inputs=(*spec.inputs, Mount("buffer-rnd-along", "sent_along.py")))
+    done = pair.run(spec, blob, put("buffer-rnd-along", b"value = 6\n"))
+    assert pickle.loads(done.outputs[0].inline or b"") == 6, done.stdout
+
+
+def test_a_module_that_kills_its_interpreter_is_left_to_the_tasks(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "deadly_module.py").write_text("import os; os.kill(os.getpid(), 11)\n")
+    blob, spec = preloading(double, "buffer-rnd-dead", "deadly_module", env=(("PYTHONPATH", str(tmp_path)),))
+    first = pair.run(spec, blob)
+    assert first.result == c.VINE_RESULT_FORSAKEN and "died" in first.error
+    second = pair.run(spec, blob)
+    assert (second.result, second.exit_code) == (c.VINE_RESULT_SUCCESS, 11)
+
+
+def test_a_module_that_starts_threads_is_imported_by_each_task(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "threaded_module.py").write_text(
+        "import os, threading, time\nowner = os.getpid()\n"
+        "threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n")
+
+    def who() -> tuple[bool, int]:
+        import threading
+
+        import threaded_module
+
+        return threaded_module.owner == os.getpid(), threading.active_count()
+
+    blob, spec = preloading(who, "buffer-rnd-thr", "threaded_module", env=(("PYTHONPATH", str(tmp_path)),))
+    assert pickle.loads(pair.run(spec, blob).outputs[0].inline or b"") == (True, 2)
+
+
+def test_random_numbers_of_preloaded_modules_differ_between_tasks(pair: Pair, tmp_path: Path) -> None:
+    """A stand-in for numpy: what counts is that seed() is called in the child."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("")
+    (tmp_path / "numpy" / "random.py").write_text("seeded = 0\ndef seed():\n    global seeded\n    seeded += 1\n")
+
+    def draw() -> tuple[int, float]:
+        import random
+
+        import numpy.random
+
+        return numpy.random.seeded, random.random()
+
+    env = (("PYTHONPATH", str(tmp_path)),)
+    blob, spec = preloading(draw, "buffer-rnd-dice", "numpy.random", "random", env=env)
+    one, two = (pickle.loads(pair.run(spec, blob).outputs[0].inline or b"") for _ in range(2))
+    assert one[0] == two[0] == 1 and one[1] != two[1]
+
+
+def test_preloaded_libraries_see_one_thread_and_tasks_their_cores(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "counting_module.py").write_text("import os\nseen = os.environ['OMP_NUM_THREADS']\n")
+
+    def both() -> tuple[str, str]:
+        import counting_module
+
+        return counting_module.seen, os.environ["OMP_NUM_THREADS"]
+
+    env = (("PYTHONPATH", str(tmp_path)),)
+    blob, spec = preloading(both, "buffer-rnd-omp", "counting_module", env=env)
+    done = pair.run(spec, blob, allocation=Resources(2, 100, 100, 0))
+    assert pickle.loads(done.outputs[0].inline or b"") == ("1", "2")
+
+
+def test_a_preload_that_is_no_module_name_is_refused(pair: Pair) -> None:
+    blob, spec = preloading(double, "buffer-rnd-bad", "os; evil")
+    done = pair.run(spec, blob)
+    assert done.result == c.VINE_RESULT_FORSAKEN and "not the name of a module" in done.error
+
+
 # ------------------------------------------------------------------------------------------- data
 
 
