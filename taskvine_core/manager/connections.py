@@ -332,6 +332,8 @@ class Connections:
         connection.sock.close()
         if connection.role:
             self._listener.closed(connection, reason)
+        else:
+            self._listener.note(f"connection from {connection.host}:{connection.port} was never let in: {reason}")
 
     def unsent(self) -> bool:
         """Is something queued that the kernel has not taken?"""

@@ -338,6 +338,8 @@ class ManagerCore:
     def tune(self, name: str, value: float) -> int:
         """Set a parameter; 0 ok, -1 unknown. Allocations already worked out are forgotten."""
         answer = self.books.tuning.set(name, value)
+        if answer == 0 and name.replace("_", "-").startswith("disconnect-slow-worker"):
+            self.books.categories.set_fast_abort(None, self.books.tuning.disconnect_slow_worker_factor)
         self.books.categories.invalidate()
         self.books.ready.unsaturate()
         return answer

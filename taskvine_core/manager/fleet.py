@@ -145,7 +145,8 @@ class Fleet:
         if books.by_worker_id.get(worker.id) is worker:
             del books.by_worker_id[worker.id]
         was_leaving = worker.state == WORKER_LEAVING
-        worker.state = WORKER_LEAVING
+        if not was_leaving:
+            self._to(worker, WORKER_LEAVING)
         self.draining.pop(worker.key, None)
         books.index.remove(worker)
         self._kinds[worker.totals] -= 1
@@ -303,6 +304,7 @@ class Fleet:
             self._refresh_blocks()
         self._check_slow()
         self._check_large()
+        self.staging.end_outliers()
         self._evict_one()
 
     def _check_silence(self, worker: WorkerRecord) -> None:

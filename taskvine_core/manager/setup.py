@@ -121,8 +121,10 @@ class Shutdown:
     def __call__(self) -> None:
         if os.getpid() != self._pid:
             return  # a forked child ends: the manager is its parent's
-        self._advert.withdraw()
-        self._runner.close(exit_workers=self.exit_workers)
+        try:
+            self._runner.close(exit_workers=self.exit_workers)
+        finally:
+            self._advert.withdraw()  # after the runner, which would publish again
         self._run.remove_staging()
         for path in self.own_files:
             Path(path).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from taskvine_core.constants import (
 )
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.events import CancelUpload, CheckLocal, ExpectUpload, SendLocal
+from taskvine_core.manager.outliers import TransferRate
 from taskvine_core.manager.records import (
     FROM_MANAGER,
     FROM_MINI_TASK,
@@ -101,6 +102,7 @@ class Staging:
         self.peers_enabled = True
         self._waiting: dict[str, FileRecord] = {}
         self._retry: list[tuple[float, str]] = []
+        self._rate = TransferRate(books.tuning)
         self._thin: dict[str, FileRecord] = {}
         self._unplaced: dict[str, FileRecord] = {}  # thin, and nobody could take a copy when we looked
 
@@ -263,6 +265,7 @@ class Staging:
         if transfer is None or transfer.file is None:
             return
         file, books = transfer.file, self.books
+        self._rate.finished(message.size_bytes, message.wall_s)
         worker.took_ok += 1
         worker.bytes_moved += max(0, message.size_bytes)
         source = books.workers.get(transfer.source)
@@ -317,6 +320,19 @@ class Staging:
         if worker.took_bad >= BAD_DESTINATION and worker.took_bad >= worker.took_ok:
             self.needs.worker_is_bad(worker)
         self.kick_some()
+
+    def end_outliers(self) -> None:
+        """Take files from other sources when one is far slower than others are."""
+        now = self.books.now
+        late = [t for t in self.books.transfers.values() if t.source >= 0 or t.source == FROM_MANAGER]
+        for transfer in late:
+            worker, file = self.books.workers.get(transfer.dest), transfer.file
+            if worker is None or file is None or not self._rate.is_outlier(transfer, now):
+                continue
+            if self._end(transfer.id, worker) is not None:
+                self.books.send(worker, Unlink((file.name,)))  # abandons the fetch; tasks there go on waiting for the file
+                self.forget(file, worker)
+                self._source_failed(file, worker, transfer, "far slower than other transfers")
 
     def _source_failed(self, file: FileRecord, worker: WorkerRecord, transfer: Transfer, reason: str) -> None:
         fault = self._blame(file, transfer.source)
