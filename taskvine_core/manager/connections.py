@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import socket
 import ssl
@@ -30,8 +31,10 @@ WRITE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 512 * 1024 * 1024
 #: Time for a stranger to prove that it knows the secret.
 HANDSHAKE_S = 10.0
-#: Strangers at a time; the oldest goes first.
+#: Strangers at a time; the oldest goes first. Never more than this share of the descriptors the process may have: the
+#: program opens files, too.
 MAX_STRANGERS = 6000
+STRANGERS_SHARE = 0.25
 ACCEPTS_PER_TURN = 512
 NONCE_BYTES = 32
 
@@ -96,6 +99,7 @@ class Connections:
         self._by_fd: dict[int, Connection] = {}
         self.by_key: dict[int, Connection] = {}
         self._strangers: dict[int, Connection] = {}
+        self._max_strangers = min(MAX_STRANGERS, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * STRANGERS_SHARE))
         self._dirty: dict[int, Connection] = {}
         self._last_key = 0
 
@@ -161,7 +165,7 @@ class Connections:
         if host.startswith("::ffff:"):
             host = host[7:]
         connection = Connection(self._last_key, sock, host, port, session, now + HANDSHAKE_S, self._tls is None)
-        if len(self._strangers) >= MAX_STRANGERS:
+        if len(self._strangers) >= self._max_strangers:
             self._drop(next(iter(self._strangers.values())), "too many connections that have not proved anything")
         self._by_fd[connection.fd] = self.by_key[connection.key] = self._strangers[connection.key] = connection
         self._poll.register(connection.fd, _READ)

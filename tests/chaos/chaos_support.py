@@ -183,7 +183,7 @@ class Cluster:
             if task is not None:
                 self.returned[task.id] += 1
                 return task
-        raise AssertionError(f"no task within {timeout_s} s: {self.manager.status('tasks')} {self.notices()}")
+        raise AssertionError(f"no task within {timeout_s} s: {self.manager.status('tasks')}")
 
     def finish(self, timeout_s: float = PATIENCE_S) -> list[vine.Task]:
         """All tasks still out, in order of return; fails when they do not come in time."""
@@ -192,9 +192,6 @@ class Cluster:
         while not self.manager.empty():
             tasks.append(self.wait(max(0.1, end - time.monotonic())))
         return tasks
-
-    def notices(self) -> list[str]:
-        return list(self.manager._runner.notices)
 
     def run(self, command: str, *args: Any, **options: Any) -> vine.Task:
         """Submit and wait for this one task."""

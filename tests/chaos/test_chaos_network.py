@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +108,42 @@ def test_a_thousand_strangers_neither_halve_the_rate_nor_fill_the_memory(cluster
     # The strangers' own thread works in this process too, at the manager's cost.
     assert attack >= peace / 2, f"{attack} tasks in {MEASURE_S} s under attack, {peace} in peace"
     assert set(cluster.returned.values()) == {1}
+
+
+CROWD = """
+import resource, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (2000, int(sys.argv[2])))
+held = []
+for n in range(600):
+    sock = socket.socket()
+    sock.settimeout(5)
+    try:
+        sock.connect(("127.0.0.1", int(sys.argv[1])))
+    except OSError:
+        pass
+    held.append(sock)
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_strangers_leave_descriptors_for_workers_and_the_program(make_cluster: Callable[..., Cluster]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    crowd = None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+        cluster = make_cluster()
+        crowd = subprocess.Popen([sys.executable, "-c", CROWD, str(cluster.port), str(hard)], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE)
+        assert crowd.stdout is not None and crowd.stdout.readline() == b"there\n"
+        # Less than the strangers' patience: they still hold the line.
+        cluster.start(join=False)
+        cluster.task("echo in")
+        assert cluster.wait(8).output == "in\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if crowd is not None:
+            crowd.communicate(timeout=PATIENCE_S)
 
 
 def test_a_stranger_that_proves_nothing_is_shown_the_door(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +440,10 @@ def test_a_tls_manager_serves_a_tls_worker_with_data_both_ways(
     task = cluster.run("cp in out", inputs={"in": cluster.manager.declare_file(source)},
                        outputs={"out": cluster.manager.declare_file(result)})
     assert task.successful() and result.read_bytes() == source.read_bytes()
+    other = cluster.start("--ssl")
+    temp = cluster.manager.declare_temp()
+    assert cluster.run("head -c 300000 /dev/zero > out", at=cluster.workers[0], outputs={"out": temp}).successful()
+    assert cluster.run("stat -c %s in", at=other, inputs={"in": temp}).output == "300000\n"
 
 
 def test_a_plain_worker_is_told_that_the_manager_wants_tls(make_cluster: Callable[..., Cluster]) -> None:
@@ -527,8 +569,6 @@ class Program:
         directory.mkdir()
         self._out = directory / "out"
         with self._out.open("wb") as out:
-            import sys
-
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(port), str(directory / "run-info"), str(big), str(pause_s)],
                 stdout=out, stderr=subprocess.STDOUT, env=environment(), stdin=subprocess.DEVNULL)
