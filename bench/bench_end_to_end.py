@@ -209,15 +209,17 @@ def main() -> None:
     options.add_argument("--megabytes", type=int, default=1024)
     options.add_argument("--shared-megabytes", type=int, default=200)
     options.add_argument("--files", type=int, default=1000)
+    options.add_argument("--readers", type=int, default=READERS, help="workers that read one object at once")
     given = options.parse_args()
     report = Report("end_to_end", "MB/s", ">= 0.8 of the limit; small inputs <= 2x the tar")
     big, shared, files, scratch = given.megabytes, given.shared_megabytes, given.files, given.scratch
+    many, few = given.readers, given.readers // 2
     cases: dict[str, Callable[[], Figures]] = {
         "manager to worker": lambda: with_readers(scratch, 1, lambda rig: to_worker(rig, big)),
         "worker to manager": lambda: with_readers(scratch, 1, lambda rig: to_manager(rig, big)),
         "worker to worker": lambda: with_readers(scratch, 2, lambda rig: between_workers(rig, big // 2, 1)),
-        "temp to 4 workers": lambda: with_readers(scratch, 5, lambda rig: between_workers(rig, shared, 4)),
-        "input to 8 workers": lambda: with_readers(scratch, READERS, lambda rig: to_all(rig, shared, READERS)),
+        "temp to 4 workers": lambda: with_readers(scratch, few + 1, lambda rig: between_workers(rig, shared, few)),
+        "input to 8 workers": lambda: with_readers(scratch, many, lambda rig: to_all(rig, shared, many)),
         "small inputs, one task": lambda: with_readers(scratch, 1, lambda rig: many_in_one(rig, files)),
         "small inputs, one each": lambda: with_readers(scratch, 2, lambda rig: one_each(rig, files)),
     }
