@@ -465,7 +465,7 @@ class Staging:
         file.at_manager = False
 
     def _drop_transfers(self, file: FileRecord, worker: WorkerRecord) -> None:
-        if file.replicas.get(worker.key) == REPLICA_CREATING:
+        if worker.incoming and file.replicas.get(worker.key) == REPLICA_CREATING:
             for transfer in [t for t in self.books.transfers.values() if t.file is file and t.dest == worker.key]:
                 self._end(transfer.id, worker)
 
@@ -473,7 +473,8 @@ class Staging:
         """Forget a worker's replicas and transfers; returns its uploads to the manager, which will not come."""
         books = self.books
         uploads = []
-        for transfer in [t for t in books.transfers.values() if worker.key in (t.dest, t.source)]:
+        moving = books.transfers.values() if worker.incoming or worker.outgoing else ()
+        for transfer in [t for t in moving if worker.key in (t.dest, t.source)]:
             if transfer.source == TO_MANAGER:
                 uploads.append(transfer)
                 del books.transfers[transfer.id]
