@@ -58,7 +58,9 @@ class Rig:
         self.fill()
 
     def _join(self, key: int) -> None:
-        hello = msg.WorkerHello(f"w{key}", f"host{key}", "linux", "x86_64", "sim", (), WORKER, "", 1000, 0.0, 900.0, "", "")
+        hello = msg.WorkerHello(
+            f"w{key}", f"host{key}", "linux", "x86_64", "sim", (), WORKER, "", 1000, 0.0, 900.0, "", ""
+        )
         self._core(ev.WorkerJoined(key, hello, "10.0.0.1", key))
         self._core(ev.MessageArrived(key, msg.CacheOffer(())))
 
@@ -86,18 +88,31 @@ class Rig:
         """Answer the next ``number`` orders; core seconds per task."""
         spent, done = 0.0, 0
         while done < number:
-            batch = self.orders[self.at:self.at + min(BATCH, number - done)]
+            batch = self.orders[self.at : self.at + min(BATCH, number - done)]
             self.at += len(batch)
             self.now += len(batch) * 1e-4
             spent += self._core(*(ev.MessageArrived(key, self._done(order)) for key, order in batch))
             done += len(batch)
-        del self.orders[:self.at]
+        del self.orders[: self.at]
         self.at = 0
         return spent / number
 
     def _done(self, order: msg.Dispatch) -> msg.TaskDone:
-        return msg.TaskDone(order.task_id, order.attempt, VINE_RESULT_SUCCESS, 0, b"", 0, "", (), (), self.now - self.run_s,
-                            self.now, msg.NOT_MEASURED, "")
+        return msg.TaskDone(
+            order.task_id,
+            order.attempt,
+            VINE_RESULT_SUCCESS,
+            0,
+            b"",
+            0,
+            "",
+            (),
+            (),
+            self.now - self.run_s,
+            self.now,
+            msg.NOT_MEASURED,
+            "",
+        )
 
 
 def measure(large: Rig, small: Rig, rounds: int) -> tuple[list[float], list[float]]:
@@ -129,12 +144,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     small = Rig(SMALL_WORKERS, SMALL_WAITING, options.run_time)
     of_large, of_small = measure(large, small, options.rounds)
     value, limit = statistics.median(of_large), statistics.median(of_small)
-    print(json.dumps({
-        "bench": "dispatch_cost", "value": round(value, 2), "limit": round(limit, 2), "ratio": round(value / limit, 3),
-        "unit": "us per task in the core (dispatch + done + complete)", "target_ratio": TARGET_RATIO,
-        "waiting": options.waiting, "workers": options.workers, "submit_us": round(submit_us, 2),
-        "core_us": round(value + submit_us, 2), "memory_kib_per_waiting_task": round(memory_kib, 2),
-        "best": round(min(of_large), 2), "best_small": round(min(of_small), 2)}))
+    print(
+        json.dumps(
+            {
+                "bench": "dispatch_cost",
+                "value": round(value, 2),
+                "limit": round(limit, 2),
+                "ratio": round(value / limit, 3),
+                "unit": "us per task in the core (dispatch + done + complete)",
+                "target_ratio": TARGET_RATIO,
+                "waiting": options.waiting,
+                "workers": options.workers,
+                "submit_us": round(submit_us, 2),
+                "core_us": round(value + submit_us, 2),
+                "memory_kib_per_waiting_task": round(memory_kib, 2),
+                "best": round(min(of_large), 2),
+                "best_small": round(min(of_small), 2),
+            }
+        )
+    )
 
 
 def profile(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 
 class Clock:
-    """Runs callbacks in order of time, ties in order of scheduling. ``now`` is seconds since the epoch, starting at 1e9."""
+    """Runs callbacks in order of time, ties in order of scheduling. ``now``: seconds since the epoch, from 1e9 on."""
 
     def __init__(self) -> None:
         self.now = 1e9

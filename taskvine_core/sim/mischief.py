@@ -27,13 +27,27 @@ def lie(core: ManagerCore, key: int, rng: Random) -> Any:
     name = rng.choice(names) if names and rng.random() < 0.9 else "temp-rnd-unheard-of"
     transfers = [t.id for t in core.books.transfers.values() if t.dest != key]
     transfer = rng.choice(transfers) if transfers else rng.randrange(HUGE)
-    outputs = tuple(msg.OutputReport(m.name, 7, WRONG, 0o644, False, rng.choice((None, b"bad")))
-                    for m in (task.spec.outputs if task is not None else ()))
+    outputs = tuple(
+        msg.OutputReport(m.name, 7, WRONG, 0o644, False, rng.choice((None, b"bad")))
+        for m in (task.spec.outputs if task is not None else ())
+    )
     kind = rng.randrange(12)
     if kind < 3:
-        return msg.TaskDone(task_id, attempt, rng.choice((0, 16, 40, 104, HUGE)), -1, b"", HUGE, rng.choice(("", "file-rnd-x")),
-                            outputs, ("out",), rng.choice((0.0, float("-inf"), float("nan"))),
-                            rng.choice((0.0, 1e300, float("nan"))), msg.NOT_MEASURED, "")
+        return msg.TaskDone(
+            task_id,
+            attempt,
+            rng.choice((0, 16, 40, 104, HUGE)),
+            -1,
+            b"",
+            HUGE,
+            rng.choice(("", "file-rnd-x")),
+            outputs,
+            ("out",),
+            rng.choice((0.0, float("-inf"), float("nan"))),
+            rng.choice((0.0, 1e300, float("nan"))),
+            msg.NOT_MEASURED,
+            "",
+        )
     return (
         lambda: msg.CacheUpdate(name, transfer, -5, WRONG, 0.0, float("nan")),
         lambda: msg.CacheInvalid(name, transfer, rng.randrange(5), "a lie"),

@@ -15,7 +15,11 @@ from taskvine_core.sim.worker import OUTPUT_BYTES, SimWorker
 if TYPE_CHECKING:
     from taskvine_core.sim.world import World
 
-WHO = {msg.SOURCE_MANAGER: "manager to workers", msg.SOURCE_PEER: "worker to worker", msg.SOURCE_URL: "origin to workers"}
+WHO = {
+    msg.SOURCE_MANAGER: "manager to workers",
+    msg.SOURCE_PEER: "worker to worker",
+    msg.SOURCE_URL: "origin to workers",
+}
 LATENCY_S = 0.001
 BANDWIDTH_BYTES_S = 500e6
 

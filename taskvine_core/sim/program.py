@@ -72,12 +72,30 @@ class RandomProgram:
         declare(FileDecl("buffer-rnd-brief", VINE_BUFFER, level=VINE_CACHE_LEVEL_TASK, size=5, data=b"brief"))
         declare(FileDecl("file-md5-small", VINE_FILE, source="/data/small", level=VINE_CACHE_LEVEL_TASK, size=1000))
         declare(FileDecl("file-md5-big", VINE_FILE, source="/data/big", level=VINE_CACHE_LEVEL_FOREVER, size=BIG_BYTES))
-        declare(FileDecl("url-md5-data", VINE_URL, source="http://origin/data", level=VINE_CACHE_LEVEL_WORKER, size=BIG_BYTES))
-        declare(FileDecl("url-md5-private", VINE_URL, source="http://origin/p", level=VINE_CACHE_LEVEL_WORKFLOW, size=BIG_BYTES,
-                         peer_transfer=False))
-        mini = TaskSpec("unpack", inputs=(Mount("url-md5-data", "packed"),), outputs=(Mount("task-md5-unpacked", "tree"),))
+        declare(
+            FileDecl(
+                "url-md5-data", VINE_URL, source="http://origin/data", level=VINE_CACHE_LEVEL_WORKER, size=BIG_BYTES
+            )
+        )
+        declare(
+            FileDecl(
+                "url-md5-private",
+                VINE_URL,
+                source="http://origin/p",
+                level=VINE_CACHE_LEVEL_WORKFLOW,
+                size=BIG_BYTES,
+                peer_transfer=False,
+            )
+        )
+        mini = TaskSpec(
+            "unpack", inputs=(Mount("url-md5-data", "packed"),), outputs=(Mount("task-md5-unpacked", "tree"),)
+        )
         world.declared_outputs(mini)
-        declare(FileDecl("task-md5-unpacked", VINE_MINI_TASK, level=VINE_CACHE_LEVEL_WORKFLOW, mini_task=mini, mini_source="tree"))
+        declare(
+            FileDecl(
+                "task-md5-unpacked", VINE_MINI_TASK, level=VINE_CACHE_LEVEL_WORKFLOW, mini_task=mini, mini_source="tree"
+            )
+        )
         self.shared = sorted(self.declared)
 
     # ------------------------------------------------------------------ tasks
@@ -92,8 +110,17 @@ class RandomProgram:
         outputs = self._outputs(number, allowed)
         if failing and outputs:
             allowed.add(VINE_RESULT_OUTPUT_MISSING)
-        spec = self._limited(TaskSpec(command, inputs=tuple(inputs), outputs=tuple(outputs), resources=rng.choice(self.requests),
-                                      category=rng.choice(("a", "b")), priority=rng.choice((0.0, 0.0, 1.0))), allowed)
+        spec = self._limited(
+            TaskSpec(
+                command,
+                inputs=tuple(inputs),
+                outputs=tuple(outputs),
+                resources=rng.choice(self.requests),
+                category=rng.choice(("a", "b")),
+                priority=rng.choice((0.0, 0.0, 1.0)),
+            ),
+            allowed,
+        )
         if failing or allowed - {VINE_RESULT_SUCCESS, VINE_RESULT_OUTPUT_TRANSFER_ERROR}:
             self.risky.update(mount.name for mount in outputs)
         task_id = world.submit(spec)
@@ -121,7 +148,9 @@ class RandomProgram:
         rng, world = self.rng, self.world
         outputs = []
         if rng.random() < 0.7:
-            name = self._declare(FileDecl(f"temp-rnd-{self.prefix}{number}", VINE_TEMP, level=VINE_CACHE_LEVEL_WORKFLOW))
+            name = self._declare(
+                FileDecl(f"temp-rnd-{self.prefix}{number}", VINE_TEMP, level=VINE_CACHE_LEVEL_WORKFLOW)
+            )
             self.temps.append(name)
             outputs.append(Mount(name, "out"))
         if rng.random() < 0.2:
@@ -181,5 +210,3 @@ class RandomProgram:
         """Undeclare everything."""
         for name in sorted(self.declared):
             self.world.tell(ev.Undeclare(name))
-
-

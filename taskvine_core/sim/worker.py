@@ -53,10 +53,19 @@ class SimWorker:
         self.in_use = ZERO
         self._inbox: list[Any] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
-            msg.Welcome: self._welcome, msg.PutInline: self._put, msg.Fetch: self._fetch, msg.MiniTask: self._mini_task,
-            msg.Unlink: self._unlink, msg.Dispatch: self._dispatch, msg.Kill: self._kill, msg.Recall: self._recall,
-            msg.Upload: self._upload, msg.Ping: self._ping, msg.Release: self._release,
-            msg.SetLevel: self._set_level, msg.Drain: lambda message: None,
+            msg.Welcome: self._welcome,
+            msg.PutInline: self._put,
+            msg.Fetch: self._fetch,
+            msg.MiniTask: self._mini_task,
+            msg.Unlink: self._unlink,
+            msg.Dispatch: self._dispatch,
+            msg.Kill: self._kill,
+            msg.Recall: self._recall,
+            msg.Upload: self._upload,
+            msg.Ping: self._ping,
+            msg.Release: self._release,
+            msg.SetLevel: self._set_level,
+            msg.Drain: lambda message: None,
         }
 
     # ------------------------------------------------------------------ life
@@ -151,7 +160,9 @@ class SimWorker:
                 del self.fetching[message.name]
                 sha = digest_of(message.spec.command, message.name)
                 self.cache[message.name] = (OUTPUT_BYTES, sha, message.level)
-                self.send(msg.CacheUpdate(message.name, message.transfer_id, OUTPUT_BYTES, sha, self.world.clock.now, 0.05))
+                self.send(
+                    msg.CacheUpdate(message.name, message.transfer_id, OUTPUT_BYTES, sha, self.world.clock.now, 0.05)
+                )
                 self._start_what_can()
 
         self.world.clock.after(0.05, done)
@@ -213,8 +224,23 @@ class SimWorker:
         reports = () if forsaken or failed else tuple(self._output(order, at) for at in range(len(outputs)))
         missing = tuple(mount.remote for mount in outputs) if failed else ()
         result = VINE_RESULT_FORSAKEN if forsaken else VINE_RESULT_SUCCESS
-        self.send(msg.TaskDone(order.task_id, order.attempt, result, int(failed), b"", 0, "", reports, missing, start,
-                               self.world.clock.now, msg.NOT_MEASURED, "simulated trouble" if forsaken else ""))
+        self.send(
+            msg.TaskDone(
+                order.task_id,
+                order.attempt,
+                result,
+                int(failed),
+                b"",
+                0,
+                "",
+                reports,
+                missing,
+                start,
+                self.world.clock.now,
+                msg.NOT_MEASURED,
+                "simulated trouble" if forsaken else "",
+            )
+        )
         self._start_what_can()
 
     def _output(self, order: msg.Dispatch, at: int) -> msg.OutputReport:

@@ -1,7 +1,7 @@
 """The simulated world: one manager core, its workers, the network between them, the program, and what goes wrong.
 
-Owns delivery (latency, order per link), transfers, the program's side (submit, cancel, undeclare, count results) and the
-seeded faults. Checks the core's invariants after every event when asked to. Everything is a function of the seed.
+Owns delivery (latency, order per link), the program's side (submit, cancel, undeclare, count results) and the seeded
+faults. Checks the core's invariants after every event when asked to. Everything is a function of the seed.
 """
 
 from __future__ import annotations
@@ -71,9 +71,16 @@ class World:
         keep_outcomes: remember every TaskOutcome in ``outcomes``; off for a million tasks.
     """
 
-    def __init__(self, seed: int, *, faults: Faults | None = None, check: bool = True,
-                 run_time: Callable[[Random], float] | None = None, large_outputs: bool = False,
-                 keep_outcomes: bool = True) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        faults: Faults | None = None,
+        check: bool = True,
+        run_time: Callable[[Random], float] | None = None,
+        large_outputs: bool = False,
+        keep_outcomes: bool = True,
+    ) -> None:
         self.seed = seed
         self.rng = Random(seed)
         self.faults = faults or Faults()
@@ -150,8 +157,9 @@ class World:
             if self.check:
                 check_invariants(self.core)
         except Exception as error:
-            raise SimulationError(f"seed {self.seed}, t={self.clock.now - 1e9:.3f}, {repr(events)[:MAX_SHOWN]}: "
-                                  f"{error!r}") from error
+            raise SimulationError(
+                f"seed {self.seed}, t={self.clock.now - 1e9:.3f}, {repr(events)[:MAX_SHOWN]}: {error!r}"
+            ) from error
         for action in actions:
             self._act(action)
         self._plan_tick()
@@ -216,9 +224,13 @@ class World:
         """The runner reads a local input, or finds that it does not exist."""
         decl, core = action.decl, self.core
         if decl.source not in self.local_files:
-            self.clock.after(0.0, lambda: self.tell(ev.LocalMissing(decl.name, "no such file")) if core is self.core else None)
+            self.clock.after(
+                0.0, lambda: self.tell(ev.LocalMissing(decl.name, "no such file")) if core is self.core else None
+            )
         elif isinstance(action, ev.SendLocal):
-            self._to_worker(action.key, msg.PutInline(decl.name, decl.level, decl.mode, decl.sha256, b"x" * max(0, decl.size)))
+            self._to_worker(
+                action.key, msg.PutInline(decl.name, decl.level, decl.mode, decl.sha256, b"x" * max(0, decl.size))
+            )
 
     def _to_worker(self, key: int, message: Any) -> None:
         """After the link's latency; messages of one moment share one entry of the clock."""
@@ -250,8 +262,21 @@ class World:
         """A new worker connects."""
         key = next(self._keys)
         host = f"10.{key >> 16 & 255}.{key >> 8 & 255}.{key & 255}"
-        hello = msg.WorkerHello(f"worker-{self.seed}-{key}", f"host{key}", "linux", "x86_64", "sim", features, resources,
-                                host, 1000, 0.0, 900.0, "", "")
+        hello = msg.WorkerHello(
+            f"worker-{self.seed}-{key}",
+            f"host{key}",
+            "linux",
+            "x86_64",
+            "sim",
+            features,
+            resources,
+            host,
+            1000,
+            0.0,
+            900.0,
+            "",
+            "",
+        )
         worker = SimWorker(self, key, hello)
         if self.chance("straggler"):
             worker.slowness = STRAGGLER_SLOWNESS
@@ -265,7 +290,7 @@ class World:
         self.tell(ev.WorkerJoined(worker.key, hello, hello.transfer_host, 1))
 
     def reconnect(self, worker: SimWorker, *, half_open: bool = False, after_s: float = 0.0) -> None:
-        """The worker lost its link and comes back with its cache. ``half_open``: the manager does not notice the old one."""
+        """The worker lost its link and comes back with its cache. ``half_open``: the old one stays open."""
         if self.workers.pop(worker.key, None) is None:
             return
         again = worker.reborn(next(self._keys))
@@ -348,8 +373,10 @@ class World:
         end = self.clock.now + limit_s
         while not until():
             if self.clock.next_time() > end:
-                raise SimulationError(f"seed {self.seed}: stuck with {len(self.unfinished)} tasks after {limit_s} s of "
-                                      f"virtual time, e.g. {sorted(self.unfinished)[:5]}")
+                raise SimulationError(
+                    f"seed {self.seed}: stuck with {len(self.unfinished)} tasks after {limit_s} s of "
+                    f"virtual time, e.g. {sorted(self.unfinished)[:5]}"
+                )
             self.clock.step()
 
     def run_to_end(self, limit_s: float = STUCK_S) -> None:

@@ -32,8 +32,14 @@ def world_of(workers: int, shape: Resources = MEDIUM, run_s: float = 1.0, **sett
 def temp(world: World, name: str, inputs: tuple[str, ...] = ()) -> int:
     """A task that reads temps and makes one; its id."""
     world.declare_temp(f"temp-rnd-{name}")
-    return world.submit(TaskSpec(f"make {name}", inputs=tuple(Mount(f"temp-rnd-{i}", i) for i in inputs),
-                                 outputs=(Mount(f"temp-rnd-{name}", "out"),), resources=ONE_CORE))
+    return world.submit(
+        TaskSpec(
+            f"make {name}",
+            inputs=tuple(Mount(f"temp-rnd-{i}", i) for i in inputs),
+            outputs=(Mount(f"temp-rnd-{name}", "out"),),
+            resources=ONE_CORE,
+        )
+    )
 
 
 def massacre(world: World) -> None:
@@ -197,7 +203,9 @@ def test_one_large_file_reaches_many_workers_as_a_tree() -> None:
 def test_an_origin_without_sharing_serves_everybody() -> None:
     world = world_of(12, SMALL)
     world.local_files.add("/data/big")
-    world.declare(FileDecl("file-rnd-big", VINE_FILE, source="/data/big", level=1, size=10_000_000, peer_transfer=False))
+    world.declare(
+        FileDecl("file-rnd-big", VINE_FILE, source="/data/big", level=1, size=10_000_000, peer_transfer=False)
+    )
     for number in range(12):
         world.submit(TaskSpec(f"use {number}", inputs=(Mount("file-rnd-big", "big"),)))
     world.run_to_end()
@@ -211,7 +219,9 @@ def test_workers_that_come_back_bring_their_temps() -> None:
     world.run_to_end()
     for worker in list(world.workers.values()):
         world.reconnect(worker, half_open=worker.key == 2)
-    world.run(lambda: len(world.core.workers) == 3 and all(world.core.replica_count(f"temp-rnd-{n}") for n in range(6)), 10)
+    world.run(
+        lambda: len(world.core.workers) == 3 and all(world.core.replica_count(f"temp-rnd-{n}") for n in range(6)), 10
+    )
     world.submit(TaskSpec("read", inputs=tuple(Mount(f"temp-rnd-{n}", f"in{n}") for n in range(6))))
     world.run_to_end()
     assert world.core.books.stats.tasks_recovery == 0
@@ -219,15 +229,22 @@ def test_workers_that_come_back_bring_their_temps() -> None:
 
 def test_after_a_restart_workers_offer_only_what_outlives_the_workflow() -> None:
     world = world_of(2)
-    program = [FileDecl("url-md5-keep", 2, source="http://origin/keep", level=2, size=1000),
-               FileDecl("url-md5-drop", 2, source="http://origin/drop", level=1, size=1000)]
+    program = [
+        FileDecl("url-md5-keep", 2, source="http://origin/keep", level=2, size=1000),
+        FileDecl("url-md5-drop", 2, source="http://origin/drop", level=1, size=1000),
+    ]
 
     def play() -> None:
         for decl in program:
             world.declare(decl)
         for number in range(4):
-            world.submit(TaskSpec(f"use {number}", inputs=tuple(Mount(d.name, d.name) for d in program),
-                                  resources=Resources(4, -1, -1, -1)))
+            world.submit(
+                TaskSpec(
+                    f"use {number}",
+                    inputs=tuple(Mount(d.name, d.name) for d in program),
+                    resources=Resources(4, -1, -1, -1),
+                )
+            )
         world.run_to_end()
 
     play()

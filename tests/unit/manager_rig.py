@@ -57,13 +57,35 @@ class Rig:
 
     # ------------------------------------------------------------------ workers
 
-    def join(self, resources: Resources = FOUR_CORES, *, host: str = "", features: tuple[str, ...] = (), worker_id: str = "",
-             end_time: float = 0.0, cache: tuple[msg.CacheEntry, ...] = (), transfer_port: int = 1000) -> int:
+    def join(
+        self,
+        resources: Resources = FOUR_CORES,
+        *,
+        host: str = "",
+        features: tuple[str, ...] = (),
+        worker_id: str = "",
+        end_time: float = 0.0,
+        cache: tuple[msg.CacheEntry, ...] = (),
+        transfer_port: int = 1000,
+    ) -> int:
         """A worker joins and tells its cache; its key."""
         key = next(self._keys)
         host = host or f"host{key}"
-        hello = msg.WorkerHello(worker_id or f"w{key}", host, "linux", "x86_64", "1", features, resources, "", transfer_port,
-                                end_time, 900.0, "", "")
+        hello = msg.WorkerHello(
+            worker_id or f"w{key}",
+            host,
+            "linux",
+            "x86_64",
+            "1",
+            features,
+            resources,
+            "",
+            transfer_port,
+            end_time,
+            900.0,
+            "",
+            "",
+        )
         self.tell(ev.WorkerJoined(key, hello, f"10.0.0.{key}", 1))
         self.say(key, msg.CacheOffer(cache))
         return key
@@ -77,8 +99,11 @@ class Rig:
 
     def sent(self, kind: type[M], key: int | None = None) -> list[M]:
         """Messages of a kind sent so far (to one worker)."""
-        return [a.message for a in self.actions if isinstance(a, ev.Send) and isinstance(a.message, kind)
-                and key in (None, a.key)]
+        return [
+            a.message
+            for a in self.actions
+            if isinstance(a, ev.Send) and isinstance(a.message, kind) and key in (None, a.key)
+        ]
 
     def done_actions(self, kind: type[M]) -> list[M]:
         return [action for action in self.actions if isinstance(action, kind)]
@@ -88,13 +113,25 @@ class Rig:
 
     # ------------------------------------------------------------------ the program
 
-    def submit(self, command: str = "true", inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = (), *,
-               resources: Resources = ONE, flags: int = 0, **more: Any) -> int:
+    def submit(
+        self,
+        command: str = "true",
+        inputs: tuple[str, ...] = (),
+        outputs: tuple[str, ...] = (),
+        *,
+        resources: Resources = ONE,
+        flags: int = 0,
+        **more: Any,
+    ) -> int:
         """A task whose mounts all have ``flags``; its id."""
         task_id = self.new_task_id()
-        spec = TaskSpec(command, inputs=tuple(Mount(name, f"i{n}", flags) for n, name in enumerate(inputs)),
-                        outputs=tuple(Mount(name, f"o{n}", flags) for n, name in enumerate(outputs)), resources=resources,
-                        **more)
+        spec = TaskSpec(
+            command,
+            inputs=tuple(Mount(name, f"i{n}", flags) for n, name in enumerate(inputs)),
+            outputs=tuple(Mount(name, f"o{n}", flags) for n, name in enumerate(outputs)),
+            resources=resources,
+            **more,
+        )
         self.tell(ev.Submit(task_id, spec))
         return task_id
 
@@ -122,18 +159,49 @@ class Rig:
         task = self.core.tasks.get(task_id)
         return task.run.worker.key if task is not None and task.run is not None else None
 
-    def finish(self, task_id: int, result: int = 0, exit_code: int = 0, *, took_s: float = 1.0, missing: tuple[str, ...] = (),
-               attempt: int | None = None, key: int | None = None, sha: bytes = SHA, size: int = 10,
-               measured: msg.Measured = msg.NOT_MEASURED, inline: bool = True) -> None:
+    def finish(
+        self,
+        task_id: int,
+        result: int = 0,
+        exit_code: int = 0,
+        *,
+        took_s: float = 1.0,
+        missing: tuple[str, ...] = (),
+        attempt: int | None = None,
+        key: int | None = None,
+        sha: bytes = SHA,
+        size: int = 10,
+        measured: msg.Measured = msg.NOT_MEASURED,
+        inline: bool = True,
+    ) -> None:
         """The worker reports the end of a task with all its outputs but ``missing`` (remote names)."""
         task = self.core.tasks[task_id]
         key = key if key is not None else self.where(task_id)
         assert key is not None
         wanted = self.core.dispatcher._outputs(task)[0] if inline else ()
-        reports = tuple(msg.OutputReport(m.name, size, sha, 0o644, False, b"y" * size if m.name in wanted else None)
-                        for m in task.spec.outputs if m.remote not in missing and result not in (40,))
-        self.say(key, msg.TaskDone(task_id, attempt or task.sent, result, exit_code, b"", 0, "", reports, missing,
-                                   self.now - took_s, self.now, measured, ""))
+        reports = tuple(
+            msg.OutputReport(m.name, size, sha, 0o644, False, b"y" * size if m.name in wanted else None)
+            for m in task.spec.outputs
+            if m.remote not in missing and result not in (40,)
+        )
+        self.say(
+            key,
+            msg.TaskDone(
+                task_id,
+                attempt or task.sent,
+                result,
+                exit_code,
+                b"",
+                0,
+                "",
+                reports,
+                missing,
+                self.now - took_s,
+                self.now,
+                measured,
+                "",
+            ),
+        )
 
     def make_temp(self, name: str) -> tuple[str, int]:
         """A temp made by a task; its name and the worker that has it."""

@@ -138,11 +138,24 @@ def test_retire_says_who_is_accepted_and_why_others_are_not() -> None:
     assert told == {"accepted": ["w1"], "refused": {"nobody": "not connected"}}
 
 
-@pytest.mark.parametrize(("what", "body"), [
-    ("nonsense", b""), ("demand", b"{"), ("demand", b'{"shapes": 5}'), ("demand", b"[]"), ("demand", b'{"shapes": [{"cores": "x"}]}'),
-    ("demand", b'{"shapes": [{"cores": 1, "features": 7}]}'), ("retire", b'{"worker_ids": 7}'), ("retire", b"3"),
-    ("demand", b'{"shapes": [{"cores": -4, "memory_mb": -1}]}'), ("demand", b"\xff\xfe")])
-def test_a_query_that_cannot_be_answered_is_a_usage_error_or_an_answer_but_never_a_crash(what: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("what", "body"),
+    [
+        ("nonsense", b""),
+        ("demand", b"{"),
+        ("demand", b'{"shapes": 5}'),
+        ("demand", b"[]"),
+        ("demand", b'{"shapes": [{"cores": "x"}]}'),
+        ("demand", b'{"shapes": [{"cores": 1, "features": 7}]}'),
+        ("retire", b'{"worker_ids": 7}'),
+        ("retire", b"3"),
+        ("demand", b'{"shapes": [{"cores": -4, "memory_mb": -1}]}'),
+        ("demand", b"\xff\xfe"),
+    ],
+)
+def test_a_query_that_cannot_be_answered_is_a_usage_error_or_an_answer_but_never_a_crash(
+    what: str, body: bytes
+) -> None:
     rig = Rig()
     rig.submit()
     try:

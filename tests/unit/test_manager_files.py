@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from manager_rig import FOUR_CORES, OTHER_SHA, SHA, Rig
 
 from taskvine_core.constants import VINE_FILE, VINE_MINI_TASK, VINE_RESULT_INPUT_MISSING, VINE_URL
 from taskvine_core.manager import events as ev
 from taskvine_core.manager.lineage import MAX_RECOVERIES
+from taskvine_core.manager.records import TO_MANAGER
 from taskvine_core.manager.staging import GIVE_UP_AFTER, ORIGIN_COPIES
 from taskvine_core.model.tasks import Mount, TaskSpec
 from taskvine_core.protocol import messages as msg
@@ -97,7 +99,8 @@ def test_a_temp_that_cannot_be_reached_between_workers_comes_through_the_manager
     assert last_fetch(rig, reader).where == msg.SOURCE_MANAGER
 
 
-def test_readers_of_a_temp_whose_last_source_fails_come_back_and_it_is_made_again() -> None:
+@pytest.mark.parametrize("relay_answers", [True, False])
+def test_readers_of_a_temp_whose_last_source_fails_come_back_and_it_is_made_again(relay_answers: bool) -> None:
     rig = Rig()
     rig.join()
     name, home = rig.make_temp("x")
@@ -109,7 +112,7 @@ def test_readers_of_a_temp_whose_last_source_fails_come_back_and_it_is_made_agai
         fetches = [t for t in rig.core.books.transfers.values() if t.dest == reader and t.source >= 0]
         if fetches:
             rig.say(reader, msg.CacheInvalid(name, fetches[0].id, msg.BLAME_SOURCE, "no"))
-        for upload in [t.id for t in rig.core.books.transfers.values() if t.source == -4]:
+        for upload in [t.id for t in rig.core.books.transfers.values() if t.source == TO_MANAGER and relay_answers]:
             rig.tell(ev.UploadEnded(upload, 0, b"", False, "no"))
         rig.wait(20.0)
     assert rig.core.replica_count(name) == 0
@@ -440,7 +443,7 @@ def test_a_replica_of_another_size_does_not_spoil_the_books() -> None:
     rig = Rig()
     for _ in range(2):
         rig.join()
-    name, home = rig.make_temp("x")
+    name, _ = rig.make_temp("x")
     rig.join(cache=(msg.CacheEntry(name, 999_999_999, 1, SHA),))
     assert rig.core.files[name].size == 10  # Rig.tell checks what caches add up to
 

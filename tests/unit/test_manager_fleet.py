@@ -303,10 +303,11 @@ def test_closing_tells_every_worker_whether_to_exit() -> None:
     assert all(rig.sent(msg.Release, key)[0].exit for key in keys)
 
 
-def test_watched_bytes_are_appended_only_for_the_current_attempt() -> None:
+def test_watched_bytes_are_appended_only_for_the_current_attempt_at_its_own_worker() -> None:
     rig = Rig()
     key = rig.join()
     out = rig.local("log", size=-1)
     task = rig.submit(outputs=(out,), resources=ONE)
+    rig.say(rig.join(), msg.WatchData(task, 1, out, 0, b"not mine"))
     rig.say(key, msg.WatchData(task, 1, out, 0, b"new"), msg.WatchData(task, 2, out, 3, b"future"))
     assert rig.done_actions(ev.AppendWatched) == [ev.AppendWatched("/data/log", 0, b"new")]

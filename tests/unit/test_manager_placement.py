@@ -46,7 +46,13 @@ def order(queue: ReadyQueue) -> list[int]:
 
 def test_recovery_goes_before_user_priority_and_user_priority_before_age() -> None:
     queue = ReadyQueue()
-    for task in (ready_task(1), ready_task(2, 5.0), ready_task(3, 5.0), ready_task(4, 0.0, PRIORITY_RECOVERY), ready_task(5, 9.0)):
+    for task in (
+        ready_task(1),
+        ready_task(2, 5.0),
+        ready_task(3, 5.0),
+        ready_task(4, 0.0, PRIORITY_RECOVERY),
+        ready_task(5, 9.0),
+    ):
         queue.push(task)
     assert order(queue) == [4, 5, 2, 3, 1]
 
@@ -122,8 +128,14 @@ def test_the_head_of_the_queue_is_not_lost_when_another_task_is_more_local() -> 
     plain = rig.submit(inputs=(rig.buffer("x"),), resources=request)
     local = rig.submit(inputs=(at[small], rig.buffer("y")), resources=request)
     rig.core.workers[small].totals = Resources(1, 10, 1000, 0)  # has grown, has the data, yet has no room
-    rig.tell(*(ev.MessageArrived(rig.where(t) or 0, msg.TaskDone(t, 1, 0, 0, b"", 0, "", (), (), 1.0, 2.0, msg.NOT_MEASURED, ""))
-               for t in blockers))
+    rig.tell(
+        *(
+            ev.MessageArrived(
+                rig.where(t) or 0, msg.TaskDone(t, 1, 0, 0, b"", 0, "", (), (), 1.0, 2.0, msg.NOT_MEASURED, "")
+            )
+            for t in blockers
+        )
+    )
     assert rig.where(plain) == large
     assert rig.where(local) is None
     rig.finish(plain)

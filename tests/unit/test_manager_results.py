@@ -1,4 +1,4 @@
-"""What happens to a task after an attempt: results, retries, exactly one return (reference, sections 2.5, 9.2, 12.1)."""
+"""What happens to a task after an attempt: results, retries, one return (reference, sections 2.5, 9.2, 12.1)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ from taskvine_core.protocol import messages as msg
 from taskvine_core.resources import Resources
 
 
-@pytest.mark.parametrize(("recorded", "new", "kept"), [
-    (VINE_RESULT_SUCCESS, VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_OUTPUT_MISSING),
-    (VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_STDOUT_MISSING, VINE_RESULT_STDOUT_MISSING),
-    (VINE_RESULT_SIGNAL, VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_SIGNAL),
-    (VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_SIGNAL, VINE_RESULT_SIGNAL),
-    (VINE_RESULT_SIGNAL, VINE_RESULT_MAX_WALL_TIME, VINE_RESULT_MAX_WALL_TIME),
-    (VINE_RESULT_SIGNAL, VINE_RESULT_SUCCESS, VINE_RESULT_SIGNAL)])
+@pytest.mark.parametrize(
+    ("recorded", "new", "kept"),
+    [
+        (VINE_RESULT_SUCCESS, VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_OUTPUT_MISSING),
+        (VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_STDOUT_MISSING, VINE_RESULT_STDOUT_MISSING),
+        (VINE_RESULT_SIGNAL, VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_SIGNAL),
+        (VINE_RESULT_OUTPUT_MISSING, VINE_RESULT_SIGNAL, VINE_RESULT_SIGNAL),
+        (VINE_RESULT_SIGNAL, VINE_RESULT_MAX_WALL_TIME, VINE_RESULT_MAX_WALL_TIME),
+        (VINE_RESULT_SIGNAL, VINE_RESULT_SUCCESS, VINE_RESULT_SIGNAL),
+    ],
+)
 def test_a_graver_result_stays(recorded: int, new: int, kept: int) -> None:
     assert combine_results(recorded, new) == kept
 
@@ -208,8 +212,15 @@ def test_a_missing_output_is_told_and_the_others_still_arrive() -> None:
     assert [action.name for action in rig.done_actions(ev.StoreInline)] == ["buffer-rnd-b"]
 
 
-@pytest.mark.parametrize(("flag", "exit_code", "wanted"), [
-    (VINE_FAILURE_ONLY, 0, False), (VINE_FAILURE_ONLY, 1, True), (VINE_SUCCESS_ONLY, 0, True), (VINE_SUCCESS_ONLY, 1, False)])
+@pytest.mark.parametrize(
+    ("flag", "exit_code", "wanted"),
+    [
+        (VINE_FAILURE_ONLY, 0, False),
+        (VINE_FAILURE_ONLY, 1, True),
+        (VINE_SUCCESS_ONLY, 0, True),
+        (VINE_SUCCESS_ONLY, 1, False),
+    ],
+)
 def test_failure_only_and_success_only_outputs_come_when_they_should(flag: int, exit_code: int, wanted: bool) -> None:
     for inline in (True, False):
         rig = Rig()
@@ -239,8 +250,9 @@ def test_an_output_that_cannot_be_fetched_is_a_transfer_error() -> None:
     assert rig.outcomes[task].error == "disk error"
 
 
-@pytest.mark.parametrize(("error", "result"), [
-    ("", VINE_RESULT_SUCCESS), ("no space", VINE_RESULT_OUTPUT_TRANSFER_ERROR)])
+@pytest.mark.parametrize(
+    ("error", "result"), [("", VINE_RESULT_SUCCESS), ("no space", VINE_RESULT_OUTPUT_TRANSFER_ERROR)]
+)
 def test_a_task_is_returned_when_its_small_file_is_stored_or_cannot_be(error: str, result: int) -> None:
     rig = Rig()
     rig.join()
@@ -313,7 +325,9 @@ def test_large_stdout_is_fetched_before_the_task_returns() -> None:
     rig = Rig()
     key = rig.join()
     task = rig.submit()
-    rig.say(key, msg.TaskDone(task, 1, 0, 0, b"head", 1 << 20, "file-rnd-stdout", (), (), 1.0, 2.0, msg.NOT_MEASURED, ""))
+    rig.say(
+        key, msg.TaskDone(task, 1, 0, 0, b"head", 1 << 20, "file-rnd-stdout", (), (), 1.0, 2.0, msg.NOT_MEASURED, "")
+    )
     assert task not in rig.outcomes
     (expected,) = rig.done_actions(ev.ExpectUpload)
     rig.tell(ev.UploadEnded(expected.transfer_id, 1 << 20, b"", False, ""))
