@@ -85,6 +85,7 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
             text = f"the manager could not be created: {error}"
             sys.stderr.write(f"taskvine: {text}\n")
             raise StartError(text) from error
+        setup.relax_collector()
         self._home = FileHome(self._runner, str(self._run.staging))
         self._python = PythonFiles(self._home)
         self._refresh_stats()
