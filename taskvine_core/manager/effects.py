@@ -178,8 +178,10 @@ class Effects:
         try:
             upload.temp.parent.mkdir(parents=True, exist_ok=True)
             _remove(upload.temp)
-        except OSError:
-            return None  # end_upload is not called for a refusal: the worker reports UploadFailed
+        except OSError as problem:  # the worker will hear no more than a refusal
+            reason = f"output {upload.final} cannot be written: {problem.strerror}"
+            self._post(ev.UploadEnded(transfer_id, 0, b"", False, reason))
+            return None
         return upload.temp
 
     def end_upload(self, transfer_id: int, info: ObjectInfo | None, error: str) -> None:

@@ -140,6 +140,7 @@ def test_an_output_into_a_directory_that_may_not_be_written_is_an_output_transfe
     file = cluster.manager.declare_file(place / "out")
     task = cluster.run(f"head -c {size} /dev/zero > out", outputs={"out": file})
     assert task.result == "output transfer error" and not task.successful()
+    assert task._outcome is not None and f"{place}/out cannot be written" in task._outcome.error
     assert cluster.run("echo on").output == "on\n"
 
 

@@ -154,6 +154,53 @@ def test_a_dag_of_temps_survives_the_loss_of_a_third_of_its_workers_at_once(clus
     wait_until(lambda: cluster.stat("workers_lost") == 3, "three are lost")
 
 
+@pytest.mark.slow
+def test_a_tree_of_python_tasks_gives_its_sum_while_workers_come_and_are_killed(cluster: Cluster) -> None:
+    def add_slowly(*numbers: Any) -> Any:
+        """Sum of numbers and of pickled numbers in files; takes long enough to be killed in the middle."""
+        import pickle
+        import time
+        from pathlib import Path
+
+        time.sleep(0.05)
+        return sum(pickle.loads(Path(n).read_bytes()) if isinstance(n, str) else n for n in numbers)
+
+    leaves = 64
+    manager = cluster.manager
+    victims = cluster.start_many(4)
+    layer: list[vine.PythonTask] = []
+    for n in range(leaves):
+        leaf = vine.PythonTask(add_slowly, n)
+        layer.append(leaf)
+    submitted = 0
+    while layer:
+        for task in layer:
+            task.set_cores(1)
+            if len(layer) > 1:
+                task.enable_temp_output()
+            manager.submit(task)
+            submitted += 1
+        if len(layer) == 1:
+            break
+        pairs = list(zip(layer[::2], layer[1::2], strict=True))
+        layer = []
+        for left, right in pairs:
+            parent = vine.PythonTask(add_slowly, "left", "right")
+            assert left.output_file is not None and right.output_file is not None
+            parent.add_input(left.output_file, "left")
+            parent.add_input(right.output_file, "right")
+            layer.append(parent)
+    top = layer[0]
+    for victim in victims:
+        seen = len(cluster.returned)
+        wait_until(lambda seen=seen: cluster.wait() and len(cluster.returned) >= seen + submitted // 6, "work goes on")
+        cluster.start(join=False)
+        victim.kill()
+    cluster.finish(60)
+    assert top.output == sum(range(leaves)), [task.std_output for task in layer]
+    assert_each_once(cluster, submitted)
+
+
 # ------------------------------------------------------------------------------------------- frozen
 
 
@@ -197,6 +244,7 @@ def test_a_worker_told_to_leave_first_hands_on_what_only_it_holds(cluster: Clust
     check_moved(cluster, holder, temp)
 
 
+@pytest.mark.slow
 def test_a_worker_at_the_end_of_its_wall_time_first_hands_on_what_only_it_holds(cluster: Cluster) -> None:
     cluster.start()
     holder, temp = one_copy(cluster, "--wall-time", "20")
