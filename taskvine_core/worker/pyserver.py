@@ -2,7 +2,8 @@
 
 Owns loading and calling user code. Runs under interpreters that have neither this package nor msgpack, so it uses
 nothing but the standard library (Python >= 3.8) and cloudpickle. The warm process itself never unpickles anything:
-only its children, one per task, do. Modules it is told to preload it imports by name, before it serves; what it could
+only its children, one per task, do. Every page that a fresh child or, after a fork, its parent touches costs a fault:
+that is why the code between fork and call avoids Python code and objects it can do without. Modules it is told to preload it imports by name, before it serves; what it could
 not import (or not in a way that allows forking) each child imports itself, and fails there with the real traceback.
 
     pyserver.py serve <socket fd> <fallback dir of cloudpickle> <fork|each> <module>...
@@ -14,10 +15,11 @@ Requests on the socket: 4 bytes length (little endian), then a marshalled tuple,
 
 from __future__ import annotations
 
+import _signal  # what `signal` wraps in enums
 import atexit
-import contextlib
 import marshal
 import os
+import pickle
 import select
 import signal
 import socket
@@ -39,6 +41,18 @@ PRELOAD_LIMIT_S = 300
 #: How long the news of a fork may wait: it only matters for tasks that run longer.
 HOLD_BACK_MS = 50
 STDOUT_NAME = ".taskvine.stdout"
+#: Variables most tasks have in common: set in the parent when they change, which spares each child the work. Only
+#: these, because the C library never frees the strings of replaced variables.
+SHARED_VARIABLES = frozenset((
+    "CORES", "MEMORY", "DISK", "GPUS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+    "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"))
+#: Set by the worker: functions of the C library are bound when it starts instead of anew in every child.
+BIND_VARIABLE = "LD_BIND_NOW"
+#: How often a piece of code runs until the interpreter has adapted it and no longer writes to it.
+WARM_UP_CALLS = 20
+#: Results of these types need no cloudpickle: the C pickler gives the same bytes.
+PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+PICKLE_PROTOCOL = 5
 
 
 def load_cloudpickle(fallback: str) -> Any:
@@ -65,7 +79,7 @@ def call(request: Request, cloudpickle: Any) -> None:
         args, kwargs = cloudpickle.loads(request["arguments"]) if request["arguments"] else ((), {})
     value = function(*args, **kwargs)
     if request["serialize"]:
-        data = cloudpickle.dumps(value)
+        data = pickle.dumps(value, PICKLE_PROTOCOL) if type(value) in PLAIN else cloudpickle.dumps(value)
     elif isinstance(value, (bytes, bytearray, memoryview)):
         data = value
     else:
@@ -130,21 +144,23 @@ def guarded(request: Request, cloudpickle: Any) -> int:
     return code
 
 
-def finish() -> None:
+def finish(exit_handlers: bool = True) -> None:
     """Wait for threads, run exit handlers, write what is buffered."""
     try:
         threading = sys.modules.get("threading")
-        if threading is not None and threading.active_count() > 1:
+        if threading is not None and len(threading._active) > 1:
             threading._shutdown()
-        if atexit._ncallbacks():
+        if exit_handlers and atexit._ncallbacks():
             atexit._run_exitfuncs()
     except BaseException:
         import traceback
 
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:  # noqa: SIM105 - contextlib is Python code, more pages to touch
             stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
 
 
 class Server:
@@ -162,6 +178,8 @@ class Server:
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.prctl = load_prctl()
+        self.own_fds = (link.fileno(), self.wake_read, self.wake_write)
+        self.shared: dict[str, str | None] = {}     # of SHARED_VARIABLES, as they are set in this process
 
     def run(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -209,8 +227,16 @@ class Server:
                 os.kill(self.pids[request[1]], signal.SIGKILL)  # a child that has no group of its own yet
         return True
 
+    def share_environment(self, changes: dict[str, str | None]) -> None:
+        """Set here what the next tasks are likely to have, too; leaves the rest to the child."""
+        shared = {name: changes.pop(name, None) for name in SHARED_VARIABLES if name in changes or name in self.shared}
+        if shared != self.shared:
+            change_environment({name: value for name, value in shared.items() if self.shared.get(name) != value})
+            self.shared = shared
+
     def fork(self, number: int, request: Request) -> None:
         parent = os.getpid()
+        self.share_environment(request["env"])
         try:
             pid = os.fork()
         except OSError as error:
@@ -232,15 +258,14 @@ class Server:
 
     def become_task(self, parent: int, request: Request) -> None:
         """In the child: own session, no descriptor of the server, the task's directory, streams and environment."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _signal.set_wakeup_fd(-1)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        self.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
         os.setsid()
-        self.link.close()
-        os.close(self.wake_read)
-        os.close(self.wake_write)
+        for fd in self.own_fds:
+            os.close(fd)
         sandbox = request["sandbox"]
         os.chdir(sandbox)
         out = os.open(STDOUT_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -252,8 +277,10 @@ class Server:
         forget_what_children_must_not_share()
 
     def reap(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:  # noqa: SIM105 - see finish()
             os.read(self.wake_read, 4096)
+        except BlockingIOError:
+            pass
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -282,8 +309,10 @@ def forget_what_children_must_not_share() -> None:
 
 
 def kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+    try:  # noqa: SIM105 - see finish()
+        os.killpg(pid, _signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def load_prctl() -> Callable[[int, int], Any]:
@@ -293,7 +322,7 @@ def load_prctl() -> Callable[[int, int], Any]:
         prctl = ctypes.CDLL(None).prctl
     except (ImportError, OSError, AttributeError):
         return lambda *_: 0
-    return lambda option, value: prctl(option, int(value), 0, 0, 0)
+    return lambda option, value: prctl(option, value, 0, 0, 0)
 
 
 def preload(modules: list[str]) -> list[str]:
@@ -314,6 +343,19 @@ def preload(modules: list[str]) -> list[str]:
     return unloaded
 
 
+def warm_up(cloudpickle: Any) -> None:
+    """Use once in the parent what every child uses: what is allocated, cached or adapted by that, no child repeats."""
+    function = cloudpickle.dumps(eval("lambda: None", {}))
+    arguments = pickle.dumps([(), {}], PICKLE_PROTOCOL)
+    for _ in range(WARM_UP_CALLS):
+        args, kwargs = cloudpickle.loads(arguments)
+        value = cloudpickle.loads(function)(*args, **kwargs)
+        cloudpickle.dumps(value)
+        pickle.dumps(value, PICKLE_PROTOCOL)
+        change_environment({})
+        finish(exit_handlers=False)
+
+
 def has_threads() -> bool:
     """Did an import start threads? A child has none of them, but the locks they held at the fork."""
     try:
@@ -326,6 +368,7 @@ def serve(fd: int, fallback: str, mode: str, modules: list[str]) -> None:
     import gc
     import traceback  # noqa: F401  (loaded once here instead of in every failing task)
 
+    os.environ.pop(BIND_VARIABLE, None)
     cloudpickle = load_cloudpickle(fallback)
     unloaded = preload(modules) if mode == "fork" else modules
     if mode == "fork" and has_threads():
@@ -333,6 +376,7 @@ def serve(fd: int, fallback: str, mode: str, modules: list[str]) -> None:
     link = socket.socket(fileno=fd)
     link.setblocking(True)
     os.set_inheritable(fd, False)
+    warm_up(cloudpickle)
     gc.collect()
     gc.freeze()                         # children do not copy pages only because their collector looked at them
     Server(link, cloudpickle, unloaded).run()

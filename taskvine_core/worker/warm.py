@@ -30,6 +30,8 @@ _LOG_TAIL_BYTES = 2000
 
 #: Modules are imported with these set to 1: threads that a library starts then would not survive the forks.
 _ONE_THREAD = dict.fromkeys(THREAD_LIMITS, "1")
+#: Has the C library's functions bound at the start, not in every fork; the interpreter's program removes it again.
+_BIND = "LD_BIND_NOW"
 
 
 class Key(NamedTuple):
@@ -220,7 +222,8 @@ class Warm:
         try:
             argv = [key.program, self._program, "serve", str(theirs.fileno()), self._fallback,
                     "each" if key in self._deadly else "fork", *key.preload]
-            pid = self._children.start(argv, self._root, env, log, keep=(theirs.fileno(),))
+            env.pop(_BIND, None)
+            pid = self._children.start(argv, self._root, {**env, _BIND: "1"}, log, keep=(theirs.fileno(),))
         except SandboxError:
             ours.close()
             raise
