@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import ssl
 
 
-#: A host that answers at all accepts within a few SYN retries (1, 3 and 7 s after the first); one behind a firewall that
-#: drops packets must not hold a task for the whole silence timeout: other sources are waiting.
+#: A host that answers at all accepts within a few SYN retries (1, 3 and 7 s after the first); one behind a
+#: firewall that drops packets must not hold a task for the whole silence timeout: other sources are waiting.
 CONNECT_TIMEOUT_S = 5.0
 
 

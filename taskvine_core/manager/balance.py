@@ -57,7 +57,8 @@ class Balance:
                    for task in group.values() for mount in task.spec.inputs)
 
     def _shift(self, file: FileRecord, source: WorkerRecord) -> None:
-        """Copy to the worker with most free disk that would still hold less than the source; cleaning drops the rest."""
+        """Copy to the worker with most free disk that would still hold less than the source; cleaning drops the
+        rest."""
         size_mb = max(0, file.size) // MB
         best: WorkerRecord | None = None
         most = size_mb

@@ -74,7 +74,8 @@ class Completion:
         self._record_run(task, message)
         task.to(VINE_TASK_WAITING_RETRIEVAL)
         books.observer.task_waiting_retrieval(books.now, task.id, worker.key, message.result, message.exit_code,
-                                              message.stdout_bytes, message.start, message.end, message.measured.disk_mb)
+                                              message.stdout_bytes, message.start, message.end,
+                                              message.measured.disk_mb)
         self.dispatcher.release(task)
         self._take_outputs(task, worker, message)
         if run.uploads:
@@ -154,12 +155,14 @@ class Completion:
                     books.send(worker, Unlink((file.name,)))
                 return
             self._replace(file, worker)
-        books.observer.cache_update(books.now, worker.key, file.name, file.decl.kind, file.level, report.size_bytes, 0.0,
+        books.observer.cache_update(books.now, worker.key, file.name, file.decl.kind, file.level, report.size_bytes,
+                                    0.0,
                                     books.now, 0)
         self.staging.mark_ready(file, worker, report.size_bytes, report.sha256)
         self.balance.arrived(file, worker)
 
-    def _retrieve(self, task: TaskRecord, worker: WorkerRecord, file: FileRecord, mount: Mount, report: OutputReport) -> None:
+    def _retrieve(self, task: TaskRecord, worker: WorkerRecord, file: FileRecord, mount: Mount,
+                  report: OutputReport) -> None:
         """Bring an output of a file or buffer to the program, and account for the copy that stays at the worker."""
         run, decl = task.run, file.decl
         assert run is not None
@@ -283,7 +286,8 @@ class Completion:
         category = self.books.categories.get(task.spec.category)
         measured = run.measured
         peak = Resources(-1, measured.memory_mb, measured.disk_mb, -1)
-        if category.record(task.id, peak, max(0.0, run.end - run.start), largest_worker=self.dispatcher.placement.largest):
+        if category.record(task.id, peak, max(0.0, run.end - run.start),
+                           largest_worker=self.dispatcher.placement.largest):
             self.books.ready.unsaturate()
 
 

@@ -1,8 +1,8 @@
 """Sockets of the manager: listening, handshakes, reading, writing.
 
 Owns the epoll set and every control connection from accept to close. Gives complete messages of authenticated peers
-upwards, takes messages downwards. Connections of role "data" are handed to the data server. Must not know what a message
-means.
+upwards, takes messages downwards. Connections of role "data" are handed to the data server. Must not know what a
+message means.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Tls(NamedTuple):
 class Connection:
     """One accepted connection."""
 
-    __slots__ = ("closing", "deadline", "encrypted", "fd", "host", "key", "mask", "out", "port", "queue", "role", "session",
+    __slots__ = ("closing", "deadline", "encrypted", "fd", "host", "key", "mask", "out", "port", "queue", "role",
+                 "session",
                  "sock")
 
     def __init__(self, key: int, sock: socket.socket, host: str, port: int, session: Session, deadline: float,
@@ -86,7 +87,8 @@ class Listener(NamedTuple):
 class Connections:
     """All control connections."""
 
-    def __init__(self, *, host: str, ports: tuple[int, int], secret: bytes, tls: Tls | None, listener: Listener) -> None:
+    def __init__(self, *, host: str, ports: tuple[int, int], secret: bytes, tls: Tls | None,
+                 listener: Listener) -> None:
         self._secret = secret
         self._tls = tls
         self._listener = listener
@@ -147,7 +149,8 @@ class Connections:
                     self._drop(next(iter(self._strangers.values())), "its descriptor is needed for a newcomer")
                     continue
                 if error.errno in (errno.EMFILE, errno.ENFILE):
-                    self._listener.note(f"cannot accept connections: {error.strerror}; raise the limit of open files (ulimit -n)")
+                    self._listener.note(f"cannot accept connections: {error.strerror}; "
+                                        "raise the limit of open files (ulimit -n)")
                 return
             self._meet(sock, address[0], address[1], now)
 

@@ -1,8 +1,8 @@
 """The manager's pure core: events in, actions out.
 
 Wires books, staging, lineage, dispatcher, completion and fleet together and routes each event to the one that owns it.
-Never touches a socket, a file, a process, a clock or unseeded randomness: `now` and everything else come in as arguments.
-A peer's message that contradicts the books is ignored or answered with an Unlink; it never raises.
+Never touches a socket, a file, a process, a clock or unseeded randomness: `now` and everything else come in as
+arguments. A peer's message that contradicts the books is ignored or answered with an Unlink; it never raises.
 
 Invariants (checked after every event in tests and in the simulator): invariants.py.
 """
@@ -42,7 +42,8 @@ class ManagerCore:
     def __init__(self, *, manager_id: str, name: str = "", observer: Observer | None = None, rng: Random,
                  new_task_id: Callable[[], int], data_port: int = 0) -> None:
         books = self.books = Books(observer or NullObserver(), rng, new_task_id)
-        self.placement = Placement(books.tuning, books.categories, books.files, books.workers, books.index, books.ready, books.rng)
+        self.placement = Placement(books.tuning, books.categories, books.files, books.workers, books.index,
+                                   books.ready, books.rng)
         self.lineage = Lineage(books, self)
         self.staging = Staging(books, self)
         self.lineage.staging = self.staging
@@ -79,7 +80,8 @@ class ManagerCore:
 
     def next_deadline(self) -> float:
         """When the core wants a Tick at the latest, seconds since the epoch."""
-        return min(self.dispatcher.next_due(), self.staging.next_retry(), self.fleet.next_patrol(), self.books.now + IDLE_TICK_S)
+        return min(self.dispatcher.next_due(), self.staging.next_retry(), self.fleet.next_patrol(),
+                   self.books.now + IDLE_TICK_S)
 
     def _event_table(self) -> Mapping[type, Callable[[Any], object]]:
         fleet = self.fleet
@@ -235,7 +237,8 @@ class ManagerCore:
         transfer = self.books.transfers.get(message.transfer_id)
         if transfer is not None and transfer.dest == worker.key:
             self.books.out.append(ev.CancelUpload(message.transfer_id))
-            self._upload_ended(ev.UploadEnded(message.transfer_id, 0, b"", False, message.reason or "the worker could not send it"))
+            self._upload_ended(ev.UploadEnded(message.transfer_id, 0, b"", False,
+                                              message.reason or "the worker could not send it"))
 
     def _upload_ended(self, event: ev.UploadEnded) -> None:
         transfer = self.staging.end_upload(event.transfer_id)

@@ -442,7 +442,8 @@ class Dispatcher:
                                task.attempts, error)
         last = max(0.0, run.end - run.start)
         if earlier is None:
-            times = TaskTimes(task.submitted, run.commit_start, run.commit_end, run.retrieval, now, last, last, 0.0, 0.0,
+            times = TaskTimes(task.submitted, run.commit_start, run.commit_end, run.retrieval, now, last, last, 0.0,
+                              0.0,
                               run.start, run.end)
         else:
             times = TaskTimes(task.submitted, run.commit_start, run.commit_end, run.retrieval, now, last,

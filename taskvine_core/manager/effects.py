@@ -1,8 +1,8 @@
 """Carrying out the core's actions that touch files, and serving the data plane.
 
-Owns the manager's side of objects: local inputs, staging, outputs that arrive, contents of buffers. Runs in the runner's
-thread except where the data server's threads call the Provider methods, which only touch the locked tables and post
-events. Must hold no policy.
+Owns the manager's side of objects: local inputs, staging, outputs that arrive, contents of buffers. Runs in the
+runner's thread except where the data server's threads call the Provider methods, which only touch the locked
+tables and post events. Must hold no policy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Effects:
         decl_of: the declaration of a cached name, None when unknown; called in any thread.
     """
 
-    def __init__(self, staging: Path, post: Callable[[ev.Event], None], decl_of: Callable[[str], FileDecl | None]) -> None:
+    def __init__(self, staging: Path, post: Callable[[ev.Event], None],
+                 decl_of: Callable[[str], FileDecl | None]) -> None:
         self._staging = staging
         self._post = post
         self._decl_of = decl_of
@@ -93,14 +94,12 @@ class Effects:
         path = action.path
         temp = f"{path}.vine-part-{action.task_id}"
         try:
+            mode = (action.mode or DEFAULT_MODE) | 0o600
             try:
-                stream = open(temp, "wb")
+                _write_file(temp, action.data, mode)
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-                stream = open(temp, "wb")
-            with stream:
-                stream.write(action.data)
-                os.fchmod(stream.fileno(), (action.mode or DEFAULT_MODE) | 0o600)
+                _write_file(temp, action.data, mode)
             os.replace(temp, path)
         except OSError as error:
             _remove_part(temp)
@@ -197,7 +196,8 @@ class Effects:
             self._place(transfer_id, upload, info)
         except OSError as problem:
             _remove(upload.temp)
-            self._post(ev.UploadEnded(transfer_id, 0, b"", False, f"{upload.final} cannot be written: {problem.strerror}"))
+            self._post(ev.UploadEnded(transfer_id, 0, b"", False,
+                                      f"{upload.final} cannot be written: {problem.strerror}"))
             return
         self._post(ev.UploadEnded(transfer_id, info.size_bytes, info.sha256, info.is_dir, ""))
 
@@ -237,3 +237,9 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _write_file(path: str, data: bytes, mode: int) -> None:
+    with open(path, "wb") as stream:
+        stream.write(data)
+        os.fchmod(stream.fileno(), mode)

@@ -148,8 +148,10 @@ class Tick(NamedTuple):
     """Time passed; sent at least when ``ManagerCore.next_deadline`` is reached."""
 
 
-Event = (Declare | Submit | Cancel | Undeclare | Prune | WantContents | BlockHost | UnblockHost | DrainHost | RetireWorkers
-         | ShutdownIdle | CloseDown | WorkerJoined | MessageArrived | WorkerGone | LocalMissing | UploadEnded | Stored | Tick)
+Event = (Declare | Submit | Cancel | Undeclare | Prune | WantContents | BlockHost | UnblockHost | DrainHost
+         | RetireWorkers
+         | ShutdownIdle | CloseDown | WorkerJoined | MessageArrived | WorkerGone | LocalMissing | UploadEnded
+         | Stored | Tick)
 
 # ---------------------------------------------------------------------------- outcome
 
@@ -283,5 +285,6 @@ class Notice(NamedTuple):
     text: str
 
 
-Action = (Send | SendLocal | CheckLocal | StoreInline | AppendWatched | ExpectUpload | CancelUpload | Complete | ContentsArrived
+Action = (Send | SendLocal | CheckLocal | StoreInline | AppendWatched | ExpectUpload | CancelUpload | Complete
+         | ContentsArrived
           | Disconnect | Notice)

@@ -10,7 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_TEMP
-from taskvine_core.logs.observer import REMOVED_EXPLICIT, REMOVED_FAILURE, REMOVED_FAST_ABORT, REMOVED_IDLE_OUT, REMOVED_XFER_ERRORS
+from taskvine_core.logs.observer import (
+    REMOVED_EXPLICIT,
+    REMOVED_FAILURE,
+    REMOVED_FAST_ABORT,
+    REMOVED_IDLE_OUT,
+    REMOVED_XFER_ERRORS,
+)
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.dispatcher import Dispatcher
 from taskvine_core.manager.events import Disconnect, Notice, WorkerJoined
@@ -101,7 +107,8 @@ class Fleet:
         if file.decl.kind == VINE_TEMP and not file.sha256:
             return False  # no attempt that we know of has made it: what the worker holds may be anything
         self.staging.mark_ready(file, worker, entry.size_bytes, entry.sha256)
-        self.books.observer.cache_update(self.books.now, worker.key, entry.name, file.decl.kind, file.level, entry.size_bytes,
+        self.books.observer.cache_update(self.books.now, worker.key, entry.name, file.decl.kind, file.level,
+                                         entry.size_bytes,
                                          0.0, self.books.now, 0)
         return True
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from taskvine_core.manager.records import WorkerRecord
 from taskvine_core.manager.states import WORKER_SERVING
 
-
 #: Workers with more free cores than this share a bucket: what a worker says must not size our tables.
 MAX_BUCKET = 1024
 

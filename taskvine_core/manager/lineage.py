@@ -1,8 +1,8 @@
 """Who needs which file, when it exists, and how a lost temp is made again (reference, sections 11.7, 12.4).
 
 Owns use counts, the blocking of tasks on inputs that do not exist yet, garbage collection, and recovery tasks. A temp's
-producer is kept while the temp is declared, and its inputs' records (not their replicas) with it, so that a chain can be
-rebuilt from whatever is still there. Must not choose workers or sources.
+producer is kept while the temp is declared, and its inputs' records (not their replicas) with it, so that a chain
+can be rebuilt from whatever is still there. Must not choose workers or sources.
 """
 
 from __future__ import annotations
@@ -236,9 +236,9 @@ class Lineage:
         """No unfinished task uses the file: what may be deleted now?"""
         if file.users:
             return
-        if not file.declared or file.level == VINE_CACHE_LEVEL_TASK:
-            if file.replicas and file.level < VINE_CACHE_LEVEL_FOREVER:
-                self.staging.unlink_everywhere(file)
+        over = not file.declared or file.level == VINE_CACHE_LEVEL_TASK
+        if over and file.replicas and file.level < VINE_CACHE_LEVEL_FOREVER:
+            self.staging.unlink_everywhere(file)
         if not file.declared and not file.lineage_refs:
             self._forget(file)
 

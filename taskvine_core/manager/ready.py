@@ -21,7 +21,8 @@ Level = tuple[int, float]  # (-manager priority, -user priority): smaller is ear
 class Shape:
     """All ready tasks that ask for the same thing."""
 
-    __slots__ = ("any_inputs", "category", "count", "exhausted", "features", "fixed", "key", "levels", "memo", "memo_version",
+    __slots__ = ("any_inputs", "category", "count", "exhausted", "features", "fixed", "key", "levels", "memo",
+                 "memo_version",
                  "order", "resources", "saturated", "scheduler", "time_min_s")
 
     def __init__(self, key: tuple[object, ...], task: TaskRecord) -> None:
@@ -114,7 +115,8 @@ class ReadyQueue:
     def push(self, task: TaskRecord, front: bool = False) -> None:
         """Queue a task in its shape."""
         spec = task.spec
-        key = (spec.category, spec.resources, spec.features, spec.scheduler, task.exhausted, spec.time_min_s, _strict_inputs(task))
+        key = (spec.category, spec.resources, spec.features, spec.scheduler, task.exhausted, spec.time_min_s,
+               _strict_inputs(task))
         shape = self.shapes.get(key)
         if shape is None:
             shape = self.shapes[key] = Shape(key, task)

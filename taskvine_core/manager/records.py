@@ -56,11 +56,33 @@ class Totals:
 class Run:
     """One attempt at a worker."""
 
-    __slots__ = ("allocation", "bytes_received", "bytes_sent", "commit_end", "commit_start", "end", "error", "exit_code",
-                 "gpus", "hostname", "levels", "limits", "addrport", "measured", "queued", "result", "retrieval", "start", "stdout",
-                 "stdout_path", "uploads", "worker")
+    __slots__ = (
+        "addrport",
+        "allocation",
+        "bytes_received",
+        "bytes_sent",
+        "commit_end",
+        "commit_start",
+        "end",
+        "error",
+        "exit_code",
+        "gpus",
+        "hostname",
+        "levels",
+        "limits",
+        "measured",
+        "queued",
+        "result",
+        "retrieval",
+        "start",
+        "stdout",
+        "stdout_path",
+        "uploads",
+        "worker",
+    )
 
-    def __init__(self, worker: WorkerRecord, allocation: Resources, gpus: tuple[str, ...], queued: bool, now: float) -> None:
+    def __init__(self, worker: WorkerRecord, allocation: Resources, gpus: tuple[str, ...], queued: bool,
+                 now: float) -> None:
         self.worker = worker
         self.hostname = worker.hello.hostname
         self.addrport = worker.addrport
@@ -85,7 +107,8 @@ class Run:
 class TaskRecord:
     """A task from submit until the program has it."""
 
-    __slots__ = ("attempts", "blocked", "earlier", "exhausted", "forsaken", "id", "kind", "manager_priority", "not_before",
+    __slots__ = ("attempts", "blocked", "earlier", "exhausted", "forsaken", "id", "kind", "manager_priority",
+                 "not_before",
                  "run", "sent", "shape", "spec", "state", "submitted")
 
     def __init__(self, task_id: int, spec: TaskSpec, now: float, kind: int = VINE_TASK_TYPE_STANDARD) -> None:
@@ -114,11 +137,48 @@ class TaskRecord:
 class WorkerRecord:
     """A connected worker."""
 
-    __slots__ = ("addrport", "blocked", "bucket", "cache_mb", "cached_bytes", "disk_free_mb", "done", "done_s", "end_time",
-                 "features", "files", "free_gpus", "hello", "host", "id", "idle_since", "in_use", "incoming", "joined",
-                 "key", "last_heard", "leave_reason", "most", "not_before", "offered", "outgoing", "pinged", "queued", "running",
-                 "sent_bad", "sent_ok", "slow_alarms", "state", "strikes", "took_bad", "took_ok", "totals", "retrieving",
-                 "bytes_moved", "leave_exit")
+    __slots__ = (
+        "addrport",
+        "blocked",
+        "bucket",
+        "bytes_moved",
+        "cache_mb",
+        "cached_bytes",
+        "disk_free_mb",
+        "done",
+        "done_s",
+        "end_time",
+        "features",
+        "files",
+        "free_gpus",
+        "hello",
+        "host",
+        "id",
+        "idle_since",
+        "in_use",
+        "incoming",
+        "joined",
+        "key",
+        "last_heard",
+        "leave_exit",
+        "leave_reason",
+        "most",
+        "not_before",
+        "offered",
+        "outgoing",
+        "pinged",
+        "queued",
+        "retrieving",
+        "running",
+        "sent_bad",
+        "sent_ok",
+        "slow_alarms",
+        "state",
+        "strikes",
+        "took_bad",
+        "took_ok",
+        "totals",
+    )
 
     def __init__(self, key: int, hello: WorkerHello, host: str, port: int, now: float) -> None:
         self.key = key
@@ -181,9 +241,31 @@ class Fault:
 class FileRecord:
     """A file: where its replicas are, who needs it, how it can be made again."""
 
-    __slots__ = ("at_manager", "decl", "declared", "destinations", "faults", "level", "lineage_refs", "making", "origin_busy",
-                 "pending", "producer", "ready", "recoveries", "recovery", "relay", "replicas", "sha256", "size", "users",
-                 "uses_ever", "uses_logged", "waiters", "fault_streak")
+    __slots__ = (
+        "at_manager",
+        "decl",
+        "declared",
+        "destinations",
+        "fault_streak",
+        "faults",
+        "level",
+        "lineage_refs",
+        "making",
+        "origin_busy",
+        "pending",
+        "producer",
+        "ready",
+        "recoveries",
+        "recovery",
+        "relay",
+        "replicas",
+        "sha256",
+        "size",
+        "users",
+        "uses_ever",
+        "uses_logged",
+        "waiters",
+    )
 
     def __init__(self, decl: FileDecl) -> None:
         self.decl = decl

@@ -1,7 +1,7 @@
 """What the manager tells about itself: statistics, status records, demand (reference, sections 7, 9.7, 20.2, 20.4).
 
-Reads the core's books, changes only the gauges of the statistics. Everything here may walk over workers and shapes; it is
-called when somebody asks, not per task.
+Reads the core's books, changes only the gauges of the statistics. Everything here may walk over workers and
+shapes; it is called when somebody asks, not per task.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def _category(core: ManagerCore, category: Category, waiting: int) -> Record:
     stats = category.stats
     return {
         "category": category.name, "tasks_waiting": waiting, "tasks_running": category.running,
-        "tasks_on_workers": category.running, "tasks_dispatched": stats.tasks_dispatched, "tasks_done": stats.tasks_done,
+        "tasks_on_workers": category.running, "tasks_dispatched": stats.tasks_dispatched,
+        "tasks_done": stats.tasks_done,
         "tasks_failed": stats.tasks_failed, "tasks_successful": stats.tasks_successful,
         "tasks_cancelled": stats.tasks_cancelled, "workers_able": len(core.books.workers),
         **{f"max_{name}": _seen(explicit, measured) for name, explicit, measured in
@@ -231,14 +232,16 @@ def _demand_worker(core: ManagerCore, worker: WorkerRecord) -> Record:
     return {
         "worker_id": worker.id, "job_id": worker.hello.job_id, "factory_name": worker.hello.factory_name,
         "hostname": worker.hello.hostname, "state": worker_state(worker), "idle_s": idle_s(worker, core.books.now),
-        "tasks_running": len(worker.running) + len(worker.queued), "cache_mb": worker.cache_mb, "sole_mb": -(-sole // MB),
+        "tasks_running": len(worker.running) + len(worker.queued), "cache_mb": worker.cache_mb,
+        "sole_mb": -(-sole // MB),
         "end_time": worker.end_time, "cores": worker.totals.cores, "memory_mb": worker.totals.memory_mb,
         "disk_mb": worker.totals.disk_mb, "gpus": worker.totals.gpus,
     }
 
 
 def _useful(core: ManagerCore, asked: Record) -> Record:
-    """Workers of one shape that could be busy now: every ready or running task counts the share of a worker it takes."""
+    """Workers of one shape that could be busy now: every ready or running task counts the share of a worker it
+    takes."""
     totals = Resources(*(_amount(asked, key) for key in ("cores", "memory_mb", "disk_mb", "gpus")))
     features = frozenset(_strings(asked.get("features") or [], "demand", "features"))
     share, work_s, known = 0.0, 0.0, True

@@ -1,8 +1,8 @@
 """The manager's I/O: one background thread with an epoll loop around the pure core.
 
-Owns the thread, the turn (commands, sockets, clock → events → core → actions), and the hand-over to the program's thread.
-Holds no policy. The core is touched by the background thread only, so that a signal or an exception in the program's
-thread (Ctrl-C in wait) can never leave the core half way through an event.
+Owns the thread, the turn (commands, sockets, clock → events → core → actions), and the hand-over to the program's
+thread. Holds no policy. The core is touched by the background thread only, so that a signal or an exception in the
+program's thread (Ctrl-C in wait) can never leave the core half way through an event.
 """
 
 from __future__ import annotations
@@ -289,7 +289,8 @@ class ManagerRunner:
             self.core.books.own_us_per_task = max(1, int((time.time() - now) * 1e6 / done))
 
     def _take_commands(self) -> list[_Call]:
-        """Posted events join the turn's events. Calls run after them; a command behind a call waits for the next turn."""
+        """Posted events join the turn's events. Calls run after them; a command behind a call waits for the next
+        turn."""
         commands = self._commands
         while commands:
             item = commands.popleft()

@@ -1,4 +1,5 @@
-"""Getting files to workers: which source, how many at a time, what to do when one fails (reference, sections 11.3-11.6).
+"""Getting files to workers: which source, how many at a time, what to do when one fails (reference, sections
+11.3-11.6).
 
 Owns replicas and transfers. A file many workers want spreads as a tree: its origin serves few copies, each worker that
 has it serves more. A failed source rests (exponentially, not a fixed 15 s) while other sources, a relay through the
@@ -177,9 +178,11 @@ class Staging:
         worker.incoming += 1
         if source < 0:
             file.origin_busy += 1
-        books.send(worker, Fetch(file.name, transfer.id, file.level, file.decl.mode, file.size, file.sha256, where, address,
+        books.send(worker,
+                   Fetch(file.name, transfer.id, file.level, file.decl.mode, file.size, file.sha256, where, address,
                                  FETCH_SILENCE_S))
-        books.observer.fetch_ordered(books.now, worker.key, file.name, file.level, file.size, file.decl.mode, transfer.id,
+        books.observer.fetch_ordered(books.now, worker.key, file.name, file.level, file.size, file.decl.mode,
+                                     transfer.id,
                                      where, address)
 
     def _run_mini_task(self, file: FileRecord, worker: WorkerRecord) -> None:
@@ -195,7 +198,8 @@ class Staging:
         if not file.uses_logged:
             file.uses_logged = True
             books.observer.mini_task_used(books.now, file.name, spec)
-        books.observer.mini_task_ordered(books.now, worker.key, file.name, file.level, file.size, file.decl.mode, transfer.id)
+        books.observer.mini_task_ordered(books.now, worker.key, file.name, file.level, file.size, file.decl.mode,
+                                         transfer.id)
 
     # ------------------------------------------------------------------ sources
 
@@ -246,7 +250,8 @@ class Staging:
             file.relay = self.upload(self.books.workers[sources[0]], file.name, "", "relay")
         return False
 
-    def upload(self, worker: WorkerRecord, name: str, path: str, purpose: str, *, task_id: int = 0, mode: int = 0) -> int:
+    def upload(self, worker: WorkerRecord, name: str, path: str, purpose: str, *, task_id: int = 0,
+               mode: int = 0) -> int:
         """Have a worker send one of its objects to the manager; returns the transfer id."""
         books = self.books
         transfer = Transfer(books.new_transfer_id(), name, books.files.get(name), worker.key, TO_MANAGER, books.now,
@@ -330,7 +335,8 @@ class Staging:
             if worker is None or file is None or not self._rate.is_outlier(transfer, now):
                 continue
             if self._end(transfer.id, worker) is not None:
-                self.books.send(worker, Unlink((file.name,)))  # abandons the fetch; tasks there go on waiting for the file
+                # abandons the fetch; tasks there go on waiting for the file
+                self.books.send(worker, Unlink((file.name,)))
                 self.forget(file, worker)
                 self._source_failed(file, worker, transfer, "far slower than other transfers")
 

@@ -1,7 +1,7 @@
 """Transition tables of the manager: task and worker; the two states of a file replica.
 
-Every allowed change is listed here and nowhere else; the check_* functions refuse the others. The diagrams in the docs are
-drawn from these tables (tools/draw_states.py). Knows nothing but numbers and names.
+Every allowed change is listed here and nowhere else; the check_* functions refuse the others. The diagrams in the
+docs are drawn from these tables (tools/draw_states.py). Knows nothing but numbers and names.
 """
 
 from __future__ import annotations

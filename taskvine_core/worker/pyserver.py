@@ -2,9 +2,13 @@
 
 Owns loading and calling user code. Runs under interpreters that have neither this package nor msgpack, so it uses
 nothing but the standard library (Python >= 3.8) and cloudpickle. The warm process itself never unpickles anything:
-only its children, one per task, do. Every page that a fresh child or, after a fork, its parent touches costs a fault:
-that is why the code between fork and call avoids Python code and objects it can do without. Modules it is told to preload it imports by name, before it serves; what it could
-not import (or not in a way that allows forking) each child imports itself, and fails there with the real traceback.
+only its children, one per task, do.
+
+Every page that a fresh child or, after a fork, its parent touches costs a fault: that is why the code between fork and
+call avoids Python code and objects it can do without.
+
+Modules it is told to preload it imports by name, before it serves; what it could not import (or not in a way that
+allows forking) each child imports itself, and fails there with the real traceback.
 
     pyserver.py serve <socket fd> <fallback dir of cloudpickle> <fork|each> <module>...
     pyserver.py once <request file> <fallback dir of cloudpickle>
@@ -15,7 +19,7 @@ Requests on the socket: 4 bytes length (little endian), then a marshalled tuple,
 
 from __future__ import annotations
 
-import _signal  # what `signal` wraps in enums
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps in enums
 import atexit
 import marshal
 import os
