@@ -505,7 +505,7 @@ class Runner:
 
         def scan() -> None:
             size, _ = tree_size(box.path, lambda: self._now() > end, skip_links=True)
-            self._mailbox.post(e.DiskMeasured(action.run, size >> 20))
+            self._mailbox.post(e.DiskMeasured(action.run, max(0, size - box.copied_bytes) >> 20))
 
         self._disk_pool.submit(scan)
 

@@ -75,6 +75,10 @@ class Store:
         stored = self._stored.get(name)
         return stored is not None and stored.is_dir
 
+    def size_of(self, name: str) -> int:
+        """Bytes of a file that was stored; meaningless for directories."""
+        return self._stored[name].size
+
     def sha256_of(self, name: str) -> bytes:
         stored = self._stored.get(name)
         return b"" if stored is None else stored.sha256

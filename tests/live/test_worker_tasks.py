@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,32 +180,75 @@ def test_names_that_climb_are_refused_and_the_worker_goes_on(pair: Pair) -> None
     assert pair.sh(":").result == c.VINE_RESULT_SUCCESS
 
 
-def test_cached_files_cannot_be_written_by_mistake_and_keep_their_executable_bit(pair: Pair) -> None:
-    spec = command("stat -c %a x y; ./x", inputs=(Mount("buffer-rnd-x", "x"), Mount("buffer-rnd-y", "y")))
+LARGE_BYTES = (1 << 20) + 1
+
+
+def put_large(pair: Pair, name: str, path: Path) -> None:
+    """A cached file above the size up to which inputs are copied."""
+    path.write_bytes(b"x" * LARGE_BYTES)
+    pair.manager.files = {name: path}
+    pair.task_id += 1
+    pair.manager.send(m.Fetch(name, pair.task_id, 1, 0o755, LARGE_BYTES, b"", m.SOURCE_MANAGER, "", 10.0))
+    pair.manager.expect(m.CacheUpdate, lambda update: update.name == name)
+
+
+@pytest.mark.parametrize(("mode", "seen"), [(0o755, b"755"), (0o666, b"644"), (0o600, b"600"), (0o440, b"640")])
+def test_a_small_input_is_the_tasks_own_and_nobody_else_sees_what_it_does_to_it(
+    pair: Pair, mode: int, seen: bytes
+) -> None:
+    name = f"buffer-rnd-own{mode:o}"
+    pair.manager.send(put(name, b"echo ran\n", level=1, mode=mode))
+    spec = command("stat -c %a in; echo echo more >> in; sh in", inputs=(Mount(name, "in"),))
+    for _ in range(2):
+        assert pair.run(spec).stdout == seen + b"\nran\nmore\n"
+    cached = pair.worker.workspace / "cache" / name
+    assert cached.read_bytes() == b"echo ran\n" and not cached.stat().st_mode & 0o222
+
+
+def test_an_ordinary_user_may_write_to_a_small_input_and_not_to_a_large_one(pair: Pair, tmp_path: Path) -> None:
+    put_large(pair, "file-rnd-keep", tmp_path / "keep")
+    inputs = (Mount("buffer-rnd-mine", "mine"), Mount("file-rnd-keep", "keep"))
+    spec = command(
+        "stat -c '%a %h' mine keep; grep -q CapEff:.*0000000000000000 /proc/self/status "
+        "&& echo >> mine && echo wrote; echo >> keep || echo refused",
+        inputs=inputs,
+    )
+    # Root may write to everything: here it is told to give that up.
+    shell = "sh -c " if os.geteuid() else "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs sh -c "
     done = pair.run(
-        spec, put("buffer-rnd-x", b"#!/bin/sh\necho ran\n", mode=0o755), put("buffer-rnd-y", b"", mode=0o666)
+        spec._replace(command=shell + shlex.quote(spec.command)), put("buffer-rnd-mine", b"data\n", level=1)
     )
-    assert done.stdout == b"555\n444\nran\n"
+    assert done.stdout.startswith(b"644 1\n555 2\n") and b"wrote" in done.stdout and b"refused" in done.stdout, done
 
 
-def test_a_cached_file_changed_through_a_link_is_dropped_told_and_never_used(pair: Pair) -> None:
-    corrupt = command("chmod u+w in; echo more >> in", inputs=(Mount("buffer-rnd-c", "in"),))
-    assert pair.run(corrupt, put("buffer-rnd-c", b"data", level=1)).exit_code == 0
-    done = pair.run(command("cat in", inputs=(Mount("buffer-rnd-c", "in"),)))
+def test_a_large_file_changed_through_a_link_is_dropped_told_and_never_used(pair: Pair, tmp_path: Path) -> None:
+    put_large(pair, "file-rnd-c", tmp_path / "c")
+    inputs = (Mount("file-rnd-c", "in"),)
+    assert pair.run(command("chmod u+w in; echo more >> in", inputs=inputs)).exit_code == 0
+    done = pair.run(command("cat in", inputs=inputs))
     assert done.result == c.VINE_RESULT_FORSAKEN and "changed on disk" in done.error
-    assert pair.manager.expect(m.CacheGone).names == ("buffer-rnd-c",)
-    assert (
-        pair.run(command("cat in", inputs=(Mount("buffer-rnd-c", "in"),)), put("buffer-rnd-c", b"data")).stdout
-        == b"data"
-    )
+    assert pair.manager.expect(m.CacheGone).names == ("file-rnd-c",)
+    put_large(pair, "file-rnd-c", tmp_path / "c")
+    assert pair.run(command("wc -c < in", inputs=inputs)).stdout == b"%d\n" % LARGE_BYTES
 
 
-def test_a_file_of_a_cached_directory_changed_by_a_task_is_noticed_at_the_next_use(pair: Pair) -> None:
+def test_a_task_may_change_small_files_of_a_directory_and_large_ones_are_noticed(pair: Pair) -> None:
     mount = (Mount("temp-rnd-tree", "d"),)
-    assert pair.run(command("mkdir -p d/e; echo 1 > d/e/f", outputs=mount)).exit_code == 0
-    assert pair.run(command("echo 2 > d/new; cat d/e/f", inputs=mount)).stdout == b"1\n"
-    assert pair.run(command("echo 2 >> d/e/f", inputs=mount)).exit_code == 0
+    make = f"mkdir -p d/e; echo 1 > d/e/f; chmod 640 d/e/f; head -c {LARGE_BYTES} /dev/zero > d/large"
+    assert pair.run(command(make, outputs=mount)).exit_code == 0
+    use = command("echo 2 > d/new; stat -c %a d/e/f; echo 2 >> d/e/f; cat d/e/f", inputs=mount)
+    for _ in range(2):
+        assert pair.run(use).stdout == b"640\n1\n2\n"
+    assert pair.run(command("echo 2 >> d/large", inputs=mount)).exit_code == 0
     assert pair.run(command("cat d/e/f", inputs=mount)).result == c.VINE_RESULT_FORSAKEN
+
+
+def test_copies_in_one_sandbox_are_bounded(pair: Pair) -> None:
+    mount = (Mount("temp-rnd-many", "d"),)
+    make = "mkdir d; for i in $(seq 20); do head -c 1000000 /dev/zero > d/$i; done"
+    assert pair.run(command(make, outputs=mount)).exit_code == 0
+    done = pair.run(command("find d -type f -links 1 | wc -l", inputs=mount))
+    assert done.stdout == b"16\n"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
