@@ -204,8 +204,8 @@ class Effects:
     def _place(self, transfer_id: int, upload: _Upload, info: ObjectInfo) -> None:
         if not info.is_dir:
             os.chmod(upload.temp, (info.mode or upload.mode or DEFAULT_MODE) & 0o777 | 0o600)
-        if upload.final.is_dir() and not upload.final.is_symlink():
-            _remove(upload.final)
+        if info.is_dir and upload.final.is_dir() and not upload.final.is_symlink():
+            _remove(upload.final)  # a directory replaces the one of an earlier run; a file never deletes one
         os.replace(upload.temp, upload.final)
         with self._lock:
             if upload.purpose == "relay":

@@ -323,7 +323,12 @@ class ManagerRunner:
         return min(timeout, self._next_flush - now)
 
     def _flush_logs(self, now: float) -> None:
-        left = self.observer.flush(now, FLUSH_LIMIT)
+        try:
+            left = self.observer.flush(now, FLUSH_LIMIT)
+        except Exception as error:  # logs are worth less than tasks: say it once, go on without them
+            print(f"vine_manager: logs end here, they could not be formatted: {error!r}", file=sys.stderr)
+            self.observer = self.core.books.observer = NullObserver()
+            left = 0
         self._unlogged = bool(left)
         self._next_flush = now + (0.0 if left else FLUSH_S)
 
