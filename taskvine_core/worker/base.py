@@ -48,6 +48,7 @@ class CoreBase:
         self._next_serial = 1
         self._next_run = 1
         self._look_at = NEVER
+        self._memory_at = 0.0
         self._report_at = 0.0
         self._reported_mb = -1
         self._uploads = 0

@@ -29,6 +29,7 @@ COMMAND_NAME = ".taskvine.command"
 _RESTORED = tuple(s for s in (signal.SIGPIPE, getattr(signal, "SIGXFSZ", None)) if s is not None)
 _CHILDREN_READ_BYTES = 1 << 16
 FINISH_POLL_S = 0.005
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Ended(NamedTuple):
@@ -227,18 +228,40 @@ def kill_left_in(root: str) -> int:
 
 def memory_of(pid: int) -> tuple[int, int]:
     """Resident MB and number of processes of ``pid`` and all its descendants (0, 0 when gone)."""
-    page_bytes = os.sysconf("SC_PAGE_SIZE")
-    total = count = 0
-    todo = [pid]
-    while todo:
-        one = todo.pop()
-        try:
-            with open(f"/proc/{one}/statm", "rb") as file:
-                total += int(file.read().split()[1]) * page_bytes
-            count += 1
+    sizes = [size for one in _family(pid) if (size := _resident_bytes(one)) >= 0]
+    return sum(sizes) >> 20, len(sizes)
+
+
+def share_mb(pid: int) -> int:
+    """MB of ``pid`` and its descendants where a page counts only in part for each process that has it."""
+    return sum(_proportional_bytes(one) for one in _family(pid)) >> 20
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all its descendants, as far as they still have their parents."""
+    found = [pid]
+    for one in found:
+        with suppress(OSError, ValueError):     # it ended while we looked
             for thread in os.listdir(f"/proc/{one}/task"):
                 with open(f"/proc/{one}/task/{thread}/children", "rb") as file:
-                    todo.extend(int(child) for child in file.read().split())
-        except (OSError, ValueError, IndexError):
-            continue            # it ended while we looked
-    return total >> 20, count
+                    found.extend(int(child) for child in file.read().split())
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) << 10
+    except (OSError, ValueError, IndexError):
+        pass                    # it ended, is somebody else's, or the kernel is old
+    return max(0, _resident_bytes(pid))

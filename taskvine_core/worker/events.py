@@ -130,6 +130,12 @@ class MemoryMeasured(NamedTuple):
     processes: int
 
 
+class SharesMeasured(NamedTuple):
+    """(run, MB) for runs as asked, each with its share of what it shares with others."""
+
+    shares: tuple[tuple[int, int], ...]
+
+
 class WatchRead(NamedTuple):
     """Bytes of a watched output from ``offset``; ``ended`` when it shrank and must not be followed further."""
 
@@ -153,7 +159,7 @@ class Tick(NamedTuple):
 
 Event = (Connected | ConnectFailed | Disconnected | Received | Started | StartFailed | Exited | Collected
          | ObjectArrived | ObjectFailed | FetchEnded | StoreFailed | UploadEnded | DiskMeasured | MemoryMeasured
-         | WatchRead | Terminate | Tick)
+         | SharesMeasured | WatchRead | Terminate | Tick)
 
 # ------------------------------------------------------------------------------------------------ actions
 
@@ -278,6 +284,12 @@ class MeasureMemory(NamedTuple):
     run: int
 
 
+class MeasureShares(NamedTuple):
+    """Measure the memory of these runs exactly; it takes longer. Answered by SharesMeasured."""
+
+    runs: tuple[int, ...]
+
+
 class ReadWatched(NamedTuple):
     run: int
     name: str
@@ -301,5 +313,5 @@ class Exit(NamedTuple):
 
 
 Action = (Send | SendReport | StartRun | KillRun | Collect | DropRun | StoreInline | StartFetch | CancelFetch | Commit
-          | Discard | RemoveObjects | Relevel | StartUpload | MeasureDisk | MeasureMemory | ReadWatched | Connect
-          | Disconnect | Exit)
+          | Discard | RemoveObjects | Relevel | StartUpload | MeasureDisk | MeasureMemory | MeasureShares | ReadWatched
+          | Connect | Disconnect | Exit)

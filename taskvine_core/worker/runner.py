@@ -20,7 +20,7 @@ from taskvine_core.model.tasks import KIND_PYTHON
 from taskvine_core.protocol import messages as m
 from taskvine_core.protocol.messages import Message, WorkerHello
 from taskvine_core.worker import events as e
-from taskvine_core.worker.children import Children, memory_of, sandbox_of
+from taskvine_core.worker.children import Children, memory_of, sandbox_of, share_mb
 from taskvine_core.worker.core import WorkerCore
 from taskvine_core.worker.detect import disk_free_mb
 from taskvine_core.worker.environment import task_environment
@@ -115,7 +115,7 @@ class Runner:
             e.Discard: lambda a: store.discard(store.transfer_path(a.serial)), e.RemoveObjects: self._remove_objects,
             e.Relevel: lambda a: store.relevel(a.name, a.level), e.StartUpload: jobs.start_upload,
             e.MeasureDisk: self._measure_disk, e.MeasureMemory: self._measure_memory,
-            e.ReadWatched: self._read_watched, e.Connect: self._connect, e.Disconnect: self._disconnect,
+            e.MeasureShares: self._measure_shares, e.ReadWatched: self._read_watched, e.Connect: self._connect, e.Disconnect: self._disconnect,
             e.Exit: self._leave,
         }
 
@@ -510,10 +510,18 @@ class Runner:
         self._disk_pool.submit(scan)
 
     def _measure_memory(self, action: e.MeasureMemory) -> None:
-        active = self._active[action.run]
-        pid = active.pid or (active.interpreter.pids.get(action.run, 0) if active.interpreter else 0)
+        pid = self._pid_of(action.run)
         if pid:
             self._events.append(e.MemoryMeasured(action.run, *memory_of(pid)))
+
+    def _measure_shares(self, action: e.MeasureShares) -> None:
+        pids = [(run, self._pid_of(run)) for run in action.runs]
+        self._events.append(e.SharesMeasured(tuple([(run, share_mb(pid)) for run, pid in pids if pid])))
+
+    def _pid_of(self, run: int) -> int:
+        """The main process of a run; 0 while its interpreter has not said which."""
+        active = self._active[run]
+        return active.pid or (active.interpreter.pids.get(run, 0) if active.interpreter else 0)
 
     def _read_watched(self, action: e.ReadWatched) -> None:
         path = f"{self._active[action.run].box.path}/{action.remote}"

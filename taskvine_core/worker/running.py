@@ -32,6 +32,9 @@ from taskvine_core.worker.runs import Run
 LOOK_INTERVAL_S = 1.0
 #: A sandbox is measured at most this often: a scan reads every directory (reference, section 13.6).
 DISK_INTERVAL_S = 5.0
+#: The memory of all tasks together is looked at at most this often, and that of tasks that run at least so long.
+MEMORY_INTERVAL_S = 5.0
+MEMORY_AGE_S = 1.0
 #: Exit code reported for a task killed at a limit (reference, section 6).
 LIMIT_EXIT_CODE = 9
 #: How much of a failed mini-task's output is repeated in the reason.
@@ -160,6 +163,8 @@ class Running(Objects):
         run.cpu_s = event.cpu_s
         run.memory_mb = max(run.memory_mb, event.memory_mb)
         run.exit_code = LIMIT_EXIT_CODE if run.result else event.exit_code
+        if run.result == VINE_RESULT_FORSAKEN:
+            run.exit_code = -1
         if event.error:
             run.result, run.exit_code, run.error = VINE_RESULT_FORSAKEN, -1, event.error
         stdout_name = f"stdout-rnd-{self.settings.tag}-{run.number}"
@@ -297,8 +302,37 @@ class Running(Objects):
     def _on_memory(self, event: e.MemoryMeasured, now: float) -> None:
         run = self.runs.runs.get(event.run)
         if run is not None:
+            run.memory_now_mb = event.memory_mb
             run.memory_mb = max(run.memory_mb, event.memory_mb)
             run.processes = max(run.processes, event.processes)
+
+    def _look_after_memory(self, now: float) -> None:
+        """Is all that runs here larger than what the worker offers? The sum counts shared pages more than once, so it
+        is only a reason to measure exactly."""
+        if now < self._memory_at:
+            return
+        old = [run for run in self.runs.active.values() if run.state == RUNNING and not run.result
+               and now - run.started_at >= MEMORY_AGE_S]
+        if sum(run.memory_now_mb for run in old) > self.settings.total.memory_mb:
+            self._memory_at = now + MEMORY_INTERVAL_S
+            self._out.append(e.MeasureShares(tuple([run.number for run in old])))
+
+    def _on_shares(self, event: e.SharesMeasured, now: float) -> None:
+        """Give back the task that is furthest above its own allocation before the machine ends just any process.
+
+        Nobody asked for that task to be watched, so it did not exhaust a limit: it may run again where there is more.
+        """
+        total = sum(mb for _, mb in event.shares)
+        offered = self.settings.total.memory_mb
+        running = [(mb - run.allocation.memory_mb, mb, run) for number, mb in event.shares
+                   if (run := self.runs.runs.get(number)) is not None and run.state == RUNNING and not run.result]
+        if total <= offered or not running:
+            return
+        _, mb, run = max(running, key=lambda one: one[0])
+        self._stop_at_limit(run, VINE_RESULT_FORSAKEN,
+                            f"the worker's tasks use {total} MB of memory together, it offers {offered} MB: this one "
+                            f"was ended because it is furthest above its allocation, {mb} MB of "
+                            f"{run.allocation.memory_mb} MB; set_memory() with what it needs")
 
     def _on_watch_read(self, event: e.WatchRead, now: float) -> None:
         run = self.runs.runs.get(event.run)

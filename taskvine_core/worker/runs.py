@@ -29,6 +29,7 @@ class Run:
         "holds",
         "makes",
         "memory_mb",
+        "memory_now_mb",
         "missing_inputs",
         "number",
         "outputs",
@@ -62,7 +63,8 @@ class Run:
         self.result = VINE_RESULT_SUCCESS
         self.error = ""
         self.cpu_s = -1.0
-        self.memory_mb = -1
+        self.memory_mb = -1         # the most so far
+        self.memory_now_mb = 0
         self.disk_mb = -1
         self.processes = -1
         self.disk_asked_at = 0.0

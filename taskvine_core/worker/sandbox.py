@@ -54,7 +54,8 @@ class InputLost(SandboxError):
 class Sandbox:
     """A directory, its open stdout, and what was put into it."""
 
-    __slots__ = ("copied_bytes", "copied_files", "inode", "linked", "mode", "path", "reusable", "stdout_fd", "stdout_inode")
+    __slots__ = ("copied_bytes", "copied_files", "inode", "linked", "mode", "path", "reusable", "stdout_fd",
+                 "stdout_inode")
 
     def __init__(self, path: str) -> None:
         self.path = path

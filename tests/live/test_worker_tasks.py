@@ -7,6 +7,7 @@ import os
 import pickle
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -464,8 +465,6 @@ def test_a_killed_interpreter_forsakes_its_tasks_and_is_started_again(pair: Pair
 
 
 def test_an_own_interpreter_and_a_command_prefix_run_once(pair: Pair) -> None:
-    import sys
-
     blob, spec = python_task(double, 5)
     prefix = f"env X=1 {sys.executable} -X dev -c 'import os,sys; os.execvp(sys.argv[1],sys.argv[1:])'"
     for changed in (spec._replace(interpreter=sys.executable), spec._replace(command=prefix)):
@@ -479,9 +478,7 @@ def test_an_interpreter_that_does_not_exist_is_the_tasks_own_failure(pair: Pair)
 
 
 def test_variables_read_at_interpreter_start_reach_the_task(pair: Pair) -> None:
-    import sys
-
-    blob, spec = python_task(lambda: sys.flags.optimize, name="buffer-rnd-flags")
+    blob, spec = python_task(lambda: __import__("sys").flags.optimize, name="buffer-rnd-flags")
     done = pair.run(spec._replace(env=(("PYTHONOPTIMIZE", "2"),)), blob)
     assert pickle.loads(done.outputs[0].inline or b"") == 2
 
@@ -687,3 +684,32 @@ def test_unlinked_objects_leave_the_disk(pair: Pair) -> None:
 
 def test_kind_python_is_a_number_the_manager_may_rely_on() -> None:
     assert KIND_PYTHON == 1
+
+
+# ------------------------------------------------------------------------------------------- memory of the worker
+
+
+def test_the_greediest_task_is_given_back_before_the_worker_outgrows_its_memory(tmp_path: Path) -> None:
+    manager = FakeManager()
+    worker = WorkerProcess(manager.port, "--cores", "4", "--memory", "200", cwd=tmp_path)
+    try:
+        manager.accept()
+        manager.welcome()
+        gate = tmp_path / "gate"
+        hold = (
+            "import sys, time, os\nx = b'x' * (int(sys.argv[1]) << 20)\n"
+            "while not os.path.exists(sys.argv[2]): time.sleep(0.05)"
+        )
+        small, large = (f"exec {sys.executable} -c {shlex.quote(hold)} {mb} {gate}" for mb in (30, 400))
+        allocation = Resources(1, 100, 10, 0)
+        for task_id, text in ((1, small), (2, large)):
+            manager.send(dispatch(task_id, command(text), allocation=allocation))
+        done = manager.done(2)
+        assert done.result == c.VINE_RESULT_FORSAKEN and done.exit_code == -1, done
+        assert "it offers 200 MB" in done.error and "MB of 100 MB" in done.error
+        gate.touch()
+        done = manager.done(1)
+        assert (done.result, done.exit_code) == (c.VINE_RESULT_SUCCESS, 0)
+    finally:
+        worker.close()
+        manager.close()

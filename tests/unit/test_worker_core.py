@@ -506,6 +506,49 @@ def test_a_sandbox_above_its_allocation_is_exhausted_and_scans_never_overlap() -
     assert sent(out, m.TaskDone)[0].result == c.VINE_RESULT_SANDBOX_EXHAUSTION
 
 
+def over_memory(*tasks: tuple[int, int, int]) -> Bench:
+    """Running tasks, given as (run, allocated MB, used MB), looked at a few times."""
+    bench = Bench()
+    for number, allocated, used in tasks:
+        bench.run(number, allocation=Resources(1, allocated, 1, 0))
+        bench.event(e.Started(number))
+        bench.event(e.MemoryMeasured(number, used, 1))
+    bench.after(0.5)
+    return bench
+
+
+def test_tasks_within_the_workers_memory_are_left_alone_even_above_their_own_allocation() -> None:
+    bench = over_memory((1, 100, TOTAL.memory_mb - 100), (2, 100, 100))
+    assert not of(bench.after(1.0), e.MeasureShares)
+
+
+def test_above_the_workers_memory_the_task_furthest_above_its_allocation_is_forsaken_with_the_numbers() -> None:
+    half = TOTAL.memory_mb // 2
+    bench = over_memory((1, half, half), (2, 100, half + 50), (3, 50, 60))
+    assert of(bench.after(1.0), e.MeasureShares)[0].runs == (1, 2, 3)
+    out = bench.event(e.SharesMeasured(((1, half), (2, half + 50), (3, 60))))
+    assert [kill.run for kill in of(out, e.KillRun)] == [2]
+    done = sent(bench.finish(2, 9), m.TaskDone)[0]
+    assert (done.task_id, done.result, done.exit_code) == (2, c.VINE_RESULT_FORSAKEN, -1)
+    assert f"{2 * half + 110} MB" in done.error and f"{half + 50} MB of 100 MB" in done.error
+    assert {run.state for run in bench.core.runs.active.values()} == {"RUNNING"}
+
+
+def test_pages_that_tasks_share_do_not_count_twice_and_measuring_them_has_its_interval() -> None:
+    bench = over_memory((1, 100, TOTAL.memory_mb), (2, 100, TOTAL.memory_mb))
+    assert of(bench.after(1.0), e.MeasureShares)
+    assert not of(bench.event(e.SharesMeasured(((1, 10), (2, 10)))), e.KillRun)
+    asked = [len(of(bench.after(1.0), e.MeasureShares)) for _ in range(10)]
+    assert asked == [0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+
+
+def test_a_task_that_is_being_ended_or_just_began_is_not_held_against_the_others() -> None:
+    bench = over_memory((1, 100, TOTAL.memory_mb), (2, 100, 500))
+    bench.after(1.0)
+    assert of(bench.event(e.SharesMeasured(((1, TOTAL.memory_mb), (2, 500)))), e.KillRun)[0].run == 1
+    assert not [a for _ in range(12) for a in of(bench.after(1.0), e.MeasureShares)]
+
+
 def test_watched_outputs_are_read_on_from_where_they_were_until_they_shrink() -> None:
     bench = Bench()
     bench.run(1, outputs=(Mount("file-w", "w", c.VINE_WATCH),))
