@@ -43,7 +43,8 @@ class WorkerCore(Running):
             e.ObjectArrived: self._on_arrived, e.ObjectFailed: self._on_object_failed,
             e.FetchEnded: self._on_fetch_ended, e.StoreFailed: self._on_store_failed,
             e.UploadEnded: self._on_upload_ended, e.DiskMeasured: self._on_disk, e.MemoryMeasured: self._on_memory,
-            e.SharesMeasured: self._on_shares, e.WatchRead: self._on_watch_read, e.Terminate: self._on_terminate, e.Tick: self._on_tick,
+            e.SharesMeasured: self._on_shares, e.WatchRead: self._on_watch_read, e.Terminate: self._on_terminate,
+            e.Tick: self._on_tick,
         }
         self._orders: dict[type, Callable[[Any, float], None]] = {
             m.Welcome: self._welcome, m.PutInline: self._put_inline, m.Fetch: self._fetch, m.MiniTask: self._mini_task,

@@ -115,7 +115,8 @@ class Runner:
             e.Discard: lambda a: store.discard(store.transfer_path(a.serial)), e.RemoveObjects: self._remove_objects,
             e.Relevel: lambda a: store.relevel(a.name, a.level), e.StartUpload: jobs.start_upload,
             e.MeasureDisk: self._measure_disk, e.MeasureMemory: self._measure_memory,
-            e.MeasureShares: self._measure_shares, e.ReadWatched: self._read_watched, e.Connect: self._connect, e.Disconnect: self._disconnect,
+            e.MeasureShares: self._measure_shares, e.ReadWatched: self._read_watched, e.Connect: self._connect,
+            e.Disconnect: self._disconnect,
             e.Exit: self._leave,
         }
 
