@@ -12,7 +12,8 @@ import pytest
 import taskvine_core as vine
 
 
-def test_logs_that_cannot_be_formatted_end_and_the_tasks_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_logs_that_cannot_be_formatted_end_and_the_tasks_go_on(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with vine.Manager(0, run_info_path=str(tmp_path)) as manager:
         def broken(now: float, limit: int | None = None) -> int:
             raise KeyError("a defect")
