@@ -252,10 +252,11 @@ def test_a_worker_at_the_end_of_its_wall_time_first_hands_on_what_only_it_holds(
     check_moved(cluster, holder, temp)
 
 
-def test_a_running_task_is_finished_before_its_worker_leaves(cluster: Cluster) -> None:
+def test_a_running_task_is_finished_before_its_worker_leaves(cluster: Cluster, tmp_path: Path) -> None:
     worker = cluster.start()
-    task = cluster.task("sleep 1; echo finished", at=worker)
-    wait_until(lambda: cluster.stat("tasks_running") == 1, "it runs")
+    started = tmp_path / "started"  # sent is not started: a task still on its way is handed back instead
+    task = cluster.task(f"touch {started}; sleep 1; echo finished", at=worker)
+    wait_until(started.exists, "it runs")
     worker.signal(signal.SIGTERM)
     assert cluster.wait() is task and task.output == "finished\n"
     assert worker.process.wait(20) == 0
