@@ -16,6 +16,8 @@ CONSUMED = ("CORES", "MEMORY", "DISK", "GPUS", "VINE_SANDBOX")
 REMOVED = ("DISPLAY",)
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "MKL_NUM_THREADS",
                  "NUMEXPR_NUM_THREADS")
+#: Every task has these, whatever the worker was started with.
+ALWAYS_SET = frozenset(("CORES", "MEMORY", "DISK", "GPUS", *THREAD_LIMITS))
 TMP_NAME = ".taskvine.tmp"
 
 

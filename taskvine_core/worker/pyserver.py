@@ -233,7 +233,7 @@ class Server:
 
     def share_environment(self, changes: dict[str, str | None]) -> None:
         """Set here what the next tasks are likely to have, too; leaves the rest to the child."""
-        shared = {name: changes.pop(name, None) for name in SHARED_VARIABLES if name in changes or name in self.shared}
+        shared = {name: changes.pop(name) for name in SHARED_VARIABLES if name in changes}
         if shared != self.shared:
             change_environment({name: value for name, value in shared.items() if self.shared.get(name) != value})
             self.shared = shared

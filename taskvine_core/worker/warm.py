@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from taskvine_core.errors import SandboxError
 from taskvine_core.model.tasks import RESULT_REMOTE, TaskSpec
 from taskvine_core.worker.children import Children
-from taskvine_core.worker.environment import THREAD_LIMITS
+from taskvine_core.worker.environment import ALWAYS_SET, THREAD_LIMITS
 
 REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
@@ -154,7 +154,7 @@ class Warm:
         interpreter.runs.add(run)
         request = self._request(spec, sandbox, path_of)
         started_with = interpreter.env.get
-        changes: dict[str, str | None] = {k: v for k, v in env.items() if started_with(k) != v}
+        changes: dict[str, str | None] = {k: v for k, v in env.items() if started_with(k) != v or k in ALWAYS_SET}
         changes.update((name, None) for name, value in spec.env if value is None and name not in env)
         request.update(sandbox=sandbox, env=changes, arguments=spec.arguments)
         interpreter.send(("run", run, request))

@@ -43,7 +43,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     worker = WorkerProcess(
         manager.port,
         cwd=tmp_path_factory.mktemp("w"),
-        env={**os.environ, "DISPLAY": ":0", "CORES": "9", "INHERITED": "yes"},
+        env={**os.environ, "DISPLAY": ":0", "CORES": "9", "INHERITED": "yes", "OMP_NUM_THREADS": "1"},
     )
     try:
         manager.accept()
@@ -371,6 +371,16 @@ def test_python_tasks_share_nothing_but_the_warm_interpreter(pair: Pair) -> None
     two = pickle.loads(pair.run(spec, blob).outputs[0].inline or b"")
     assert one[0] == two[0] and one[1] == two[1] == 0 and not one[2] and not two[2]
     assert one[3].split("|")[0] == one[3].split("|")[1]
+
+
+def test_each_python_task_sees_its_own_allocation_whatever_the_worker_was_started_with(pair: Pair) -> None:
+    def numbers() -> list[str]:
+        return [os.environ[name] for name in ("CORES", "OMP_NUM_THREADS", "MEMORY")]
+
+    blob, spec = python_task(numbers, name="buffer-rnd-numbers")
+    for cores, memory in ((2, 50), (1, 60), (3, 50)):
+        done = pair.run(spec, blob, allocation=Resources(cores, memory, 10, 0))
+        assert pickle.loads(done.outputs[0].inline or b"") == [str(cores), str(cores), str(memory)], done.stdout
 
 
 def test_an_exception_is_a_traceback_on_stdout_and_exit_code_one(pair: Pair) -> None:
