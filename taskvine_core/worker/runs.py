@@ -114,6 +114,11 @@ class RunTable:
         del self._startable[run.number]
         return run
 
+    @property
+    def waiting(self) -> int:
+        """Runs that could start if there were room."""
+        return len(self._startable)
+
     def hold(self, run: Run) -> None:
         run.holds = True
         self.active[run.number] = run
