@@ -43,7 +43,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     worker = WorkerProcess(
         manager.port,
         cwd=tmp_path_factory.mktemp("w"),
-        env={**os.environ, "DISPLAY": ":0", "CORES": "9", "INHERITED": "yes", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "DISPLAY": ":0", "CORES": "9", "INHERITED": "yes", "OMP_NUM_THREADS": "3"},
     )
     try:
         manager.accept()
