@@ -24,7 +24,7 @@ def run(scratch: str | None, count: int, cores: int, *, outputs: bool = False) -
         rig.start(cores=cores)
 
         def with_output(number: int) -> Any:
-            task = vine.Task("echo 1 > out")
+            task = vine.Task("echo 1 > out", cores=1)
             task.add_output(rig.manager.declare_file(str(rig.directory / f"out-{number}")), "out")
             return task
 

@@ -29,7 +29,7 @@ class Dag:
         for layer in range(layers):
             outputs = [manager.declare_temp() for _ in range(width)]
             for place, output in enumerate(outputs):
-                task = vine.Task(self._command(layer, place, work_s))
+                task = vine.Task(self._command(layer, place, work_s), cores=1)
                 if before:
                     task.add_input(before[place], "a")
                     task.add_input(before[(place + 1) % width], "b")

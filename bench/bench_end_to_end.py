@@ -186,7 +186,7 @@ def one_each(rig: Rig, count: int) -> Figures:
     paths = small_files(rig.directory / "each", count)
 
     def make(number: int) -> Any:
-        task = vine.Task(":")
+        task = vine.Task(":", cores=1)
         task.add_input(rig.manager.declare_file(str(paths[number])), "in")
         return task
 

@@ -50,7 +50,7 @@ def popen_factory(rig: Rig, workers: int, timeout_s: int) -> subprocess.Popen[by
 def run(scratch: str | None, workers: int, tasks: int, work_s: float, idle_s: float, timeout_s: int) -> Figures:
     with Rig(scratch) as rig:
         for _ in range(tasks):
-            task = vine.Task(f"sleep {work_s}")
+            task = vine.Task(f"sleep {work_s}", cores=1)
             task.set_cores(1)
             rig.manager.submit(task)
         start = time.perf_counter()

@@ -309,8 +309,8 @@ class Rig:
 
 
 def no_op(number: int = 0) -> Any:
-    """A task that costs nothing but its process."""
-    return vine.Task(":")
+    """A task that costs nothing but its process. One core: a task without a size is given a whole worker."""
+    return vine.Task(":", cores=1)
 
 
 def _ended_from_outside(number: int, frame: object) -> None:
