@@ -21,6 +21,7 @@ from taskvine_core.manager.balance import Balance
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.categories import Categories
 from taskvine_core.manager.completion import MAX_STRIKES, Completion
+from taskvine_core.manager.contents import Contents
 from taskvine_core.manager.dispatcher import Dispatcher
 from taskvine_core.manager.events import Action, Event
 from taskvine_core.manager.fleet import Fleet
@@ -47,6 +48,7 @@ class ManagerCore:
         self.lineage = Lineage(books, self)
         self.staging = Staging(books, self)
         self.lineage.staging = self.staging
+        self.contents = Contents(books, self.staging, self.lineage)
         self.dispatcher = Dispatcher(books, self.placement, self.lineage, self.staging)
         self.balance = Balance(books, self.staging)
         self.completion = Completion(books, self.dispatcher, self.staging, self.balance)
@@ -71,6 +73,8 @@ class ManagerCore:
         on_event = self._on_event
         for event in events:
             on_event[type(event)](event)
+        if self.contents.wanted:
+            self.contents.settle()
         self.dispatcher.dispatch()
         if self.fleet.draining:
             self.fleet.check_draining()
@@ -95,7 +99,7 @@ class ManagerCore:
             ev.Cancel: lambda e: self.cancel(e.task_ids),
             ev.Undeclare: self._undeclare,
             ev.Prune: self._prune,
-            ev.WantContents: self._want_contents,
+            ev.WantContents: lambda e: self.contents.want(e.name),
             ev.BlockHost: lambda e: fleet.block(e.host, e.until),
             ev.UnblockHost: lambda e: fleet.unblock(e.host),
             ev.DrainHost: lambda e: fleet.drain_host(e.host, e.drain),
@@ -163,16 +167,6 @@ class ManagerCore:
             else:
                 self.fleet.drain(worker, reason)
         return refused
-
-    def _want_contents(self, event: ev.WantContents) -> None:
-        """Bring an object that only workers hold to the manager's staging."""
-        file = self.books.files.get(event.name)
-        keys = file.ready_keys() if file is not None else []
-        if file is None or not keys:
-            self.books.out.append(ev.ContentsArrived(event.name, 0, "no worker holds it"))
-            return
-        source = min((self.books.workers[key] for key in keys), key=lambda worker: worker.outgoing)
-        self.staging.upload(source, event.name, "", "contents")
 
     # ------------------------------------------------------------------ from workers
 
@@ -255,7 +249,7 @@ class ManagerCore:
     def _lost_uploads(self, transfers: list[Transfer]) -> None:
         for transfer in transfers:
             if transfer.purpose == "contents":
-                self.books.out.append(ev.ContentsArrived(transfer.name, 0, "the worker that held it is gone"))
+                self.contents.upload_lost(transfer)
 
     def _local_missing(self, event: ev.LocalMissing) -> None:
         """A local input does not exist: its tasks fail with "input missing", wherever they were sent."""
@@ -278,6 +272,7 @@ class ManagerCore:
         """A first replica is ready."""
         if file.waiters and file.available:
             self.lineage.wake(file)
+        self.contents.available(file)
 
     def replica_arrived(self, file: FileRecord, worker: WorkerRecord) -> None:
         """One more replica is complete."""

@@ -42,6 +42,8 @@ DATA_TIMEOUT_S = 60.0
 FLUSH_S = 0.5
 #: Facts formatted per busy turn at most, so that logs never delay a dispatch much.
 FLUSH_LIMIT = 4_000
+#: Facts that may wait to be formatted, some 20 MB.
+FLUSH_BACKLOG = 40_000
 #: How long close() waits for the last messages to be written.
 CLOSE_PATIENCE_S = 5.0
 
@@ -325,6 +327,8 @@ class ManagerRunner:
     def _flush_logs(self, now: float) -> None:
         try:
             left = self.observer.flush(now, FLUSH_LIMIT)
+            if left > FLUSH_BACKLOG:  # more is told than written: from here on the logs set the pace, not the memory
+                left = self.observer.flush(now, left - FLUSH_BACKLOG)
         except Exception as error:  # logs are worth less than tasks: say it once, go on without them
             print(f"vine_manager: logs end here, they could not be formatted: {error!r}", file=sys.stderr)
             self.observer = self.core.books.observer = NullObserver()

@@ -291,6 +291,50 @@ def test_contents_nobody_has_are_answered_at_once() -> None:
     assert answer.error
 
 
+def test_contents_of_a_lost_temp_are_made_again_and_brought() -> None:
+    rig = Rig()
+    rig.join()
+    name, home = rig.make_temp("x")
+    rig.gone(home)
+    other = rig.join()
+    rig.tell(ev.WantContents(name))
+    (recovery,) = recoveries(rig)
+    assert not rig.done_actions(ev.ContentsArrived)
+    rig.finish(recovery)
+    (upload,) = rig.sent(msg.Upload, other)
+    rig.tell(ev.UploadEnded(upload.transfer_id, 3, b"", False, ""))
+    (answer,) = rig.done_actions(ev.ContentsArrived)
+    assert answer.name == name and not answer.error and answer.transfer_id == upload.transfer_id
+
+
+def test_contents_whose_sender_dies_come_from_elsewhere_or_are_made_again() -> None:
+    rig = Rig()
+    rig.join()
+    name, home = rig.make_temp("x")
+    rig.tell(ev.WantContents(name))
+    assert rig.sent(msg.Upload, home)
+    rig.gone(home)
+    assert not rig.done_actions(ev.ContentsArrived)
+    other = rig.join()
+    (recovery,) = recoveries(rig)
+    rig.finish(recovery)
+    assert rig.sent(msg.Upload, other)
+
+
+def test_contents_that_cannot_be_made_again_are_answered_after_bounded_tries() -> None:
+    rig = Rig()
+    rig.join()
+    name, home = rig.make_temp("x")
+    rig.gone(home)
+    rig.join()
+    rig.tell(ev.WantContents(name))
+    for _ in range(MAX_RECOVERIES):
+        (recovery,) = recoveries(rig)
+        rig.finish(recovery, exit_code=1, missing=(rig.core.tasks[recovery].spec.outputs[0].remote,))
+    (answer,) = rig.done_actions(ev.ContentsArrived)
+    assert "could not be made again" in answer.error
+
+
 # ---------------------------------------------------------------------- recovery
 
 
