@@ -43,10 +43,11 @@ class Effects:
         staging: directory for large buffers, relayed copies and stdout; made when first needed.
         post: takes an event from any thread and wakes the runner.
         decl_of: the declaration of a cached name, None when unknown; called in any thread.
+        sha256_of: the digest of a cached name as far as known, else b""; called in any thread.
     """
 
     def __init__(self, staging: Path, post: Callable[[ev.Event], None],
-                 decl_of: Callable[[str], FileDecl | None]) -> None:
+                 decl_of: Callable[[str], FileDecl | None], sha256_of: Callable[[str], bytes]) -> None:
         self._staging = staging
         self._post = post
         self._decl_of = decl_of
@@ -54,7 +55,8 @@ class Effects:
         self._uploads: dict[int, _Upload] = {}
         self._arrived: dict[int, Path] = {}
         self._relayed: dict[str, Path] = {}
-        self._digests: dict[tuple[str, int, int], bytes] = {}
+        self._served: dict[str, tuple[int, int]] = {}
+        self._sha256_of = sha256_of
         self.contents: dict[str, Contents] = {}
 
     # ------------------------------------------------------------------ actions
@@ -164,8 +166,12 @@ class Effects:
             status = path.stat()
         except OSError:
             return None
-        key = (str(path), status.st_size, status.st_mtime_ns)
-        digest = self._digests.get(key, b"") if decl is None or not decl.sha256 or relayed is not None else decl.sha256
+        digest = b"" if decl is None or relayed is not None else decl.sha256
+        if not digest and relayed is None:
+            signature = (status.st_size, status.st_mtime_ns)
+            if self._served.get(name) == signature:
+                digest = self._sha256_of(name)  # as the first receiver found it; the file has not changed since
+            self._served[name] = signature
         return ServedObject(path, digest, lambda ok, sent: None)
 
     def begin_upload(self, transfer_id: int, name: str) -> Path | None:

@@ -99,7 +99,7 @@ class ManagerRunner:
         self.observer = settings.observer
         self.core = ManagerCore(manager_id=self.manager_id, name=settings.name or "", observer=settings.observer,
                                 rng=Random(), new_task_id=self.new_task_id, data_port=self.port)
-        self._effects = Effects(settings.staging, self.post, self._decl_of)
+        self._effects = Effects(settings.staging, self.post, self._decl_of, self._sha256_of)
         data_tls = DataTls(tls.context, tls.fingerprint) if tls is not None else None
         self._data = DataServer(secret=secret, role="manager", provider=self._effects, max_threads=DATA_THREADS,
                                 timeout_s=DATA_TIMEOUT_S, tls=data_tls, report=self._note)
@@ -445,3 +445,7 @@ class ManagerRunner:
     def _decl_of(self, name: str) -> FileDecl | None:
         file = self.core.books.files.get(name)
         return file.decl if file is not None else None
+
+    def _sha256_of(self, name: str) -> bytes:
+        file = self.core.books.files.get(name)
+        return file.sha256 if file is not None else b""

@@ -16,7 +16,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from taskvine_core.constants import VINE_MOUNT_MKDIR, VINE_MOUNT_SYMLINK
+from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_MOUNT_MKDIR, VINE_MOUNT_SYMLINK
 from taskvine_core.dataplane.objects import ObjectInfo, hash_object
 from taskvine_core.errors import SandboxError
 from taskvine_core.model.files import INLINE_MAX_BYTES
@@ -185,7 +185,10 @@ class Sandboxes:
         status = os.lstat(path)
         mode = order.mode or status.st_mode & 0o777
         if stat.S_ISREG(status.st_mode):
-            inline, info = _hash_file(path, status.st_size, mode)
+            # What only goes to the manager and then away is hashed while it is sent, not once more before.
+            leaves = order.level == VINE_CACHE_LEVEL_TASK and status.st_size > INLINE_MAX_BYTES
+            inline, info = _hash_file(path, status.st_size, mode) if not leaves else (
+                None, ObjectInfo(status.st_size, b"", False, mode))
         else:
             inline, info = None, hash_object(path)
         self._store.adopt(path, order.name, order.level, order.mode, info.sha256)
