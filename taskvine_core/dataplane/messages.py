@@ -92,8 +92,6 @@ class DataAck(NamedTuple):
     reason: str
 
 
-DataMessage = (DataGet | ObjectMissing | ObjectInline | ObjectHeader | Segment | Trailer | DataPut | DataAck)
-
 #: Wire number of each message. Append only; a number is never used again.
 DATA_NUMBERS: dict[type, int] = {
     DataGet: 96, ObjectMissing: 97, ObjectInline: 98, ObjectHeader: 99, Segment: 100, Trailer: 101,

@@ -7,8 +7,6 @@ subprocess are imported when first used: most workers never fetch a URL.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import os
 import re
@@ -26,8 +24,6 @@ from taskvine_core.dataplane.objects import (
     LargeFile,
     Listing,
     ObjectInfo,
-    hash_descriptor,
-    hash_listing,
     hash_object,
     list_directory,
     open_source,
@@ -36,7 +32,7 @@ from taskvine_core.dataplane.objects import (
 )
 from taskvine_core.dataplane.receive import discard, disk_error, require_absent
 from taskvine_core.dataplane.tree import NEW_FILE_FLAGS, TreeWriter, write_all
-from taskvine_core.errors import DiskFullError, IntegrityError, SecurityError, SourceError, TransferError, VineError
+from taskvine_core.errors import DiskFullError, IntegrityError, SecurityError, SourceError, TransferError
 
 if TYPE_CHECKING:
     import subprocess
@@ -349,66 +345,3 @@ def _await_curl(process: subprocess.Popen[bytes], url: str, dest: Path, cancel: 
 
 
 # ---------------------------------------------------------------------------- identity
-
-
-def url_identity(url: str, timeout_s: float) -> str:
-    """The cached name of a URL that is kept beyond one workflow (reference, section 11.2).
-
-    The strongest of: what the server says about the content, ETag, Last-Modified, the URL alone. A server that
-    does not answer only makes the name weaker: this never raises.
-
-    Args:
-        url: what to ask about; redirects are followed.
-        timeout_s: longest silence of the server.
-    """
-    if scheme_of(url) == "file":
-        digest = _content_md5(url)
-        return f"url-md5-content-{digest}" if digest else f"url-md5-url-{_md5(url)}"
-    headers: dict[str, str] = {}
-    if scheme_of(url) in ("http", "https"):
-        try:
-            with _open(url, timeout_s, "HEAD") as response:
-                headers = {key.lower(): value.strip() for key, value in response.headers.items()}
-        except SourceError:
-            headers = {}
-    content = _as_hex(headers.get("content-md5", ""))
-    if content:
-        return f"url-md5-content-{content}"
-    for form, header in (("et", "etag"), ("lm", "last-modified")):
-        if headers.get(header):
-            return f"url-md5-{form}-{_md5(url + headers[header])}"
-    return f"url-md5-url-{_md5(url)}"
-
-
-def _md5(text: str) -> str:
-    return hashlib.md5(text.encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
-
-
-def _as_hex(content_md5: str) -> str:
-    """A Content-MD5 header (base64 by its standard, hexadecimal by habit) as 32 hexadecimal digits, else ""."""
-    if _SAFE_VALUE.match(content_md5):
-        return content_md5.lower()
-    try:
-        raw = base64.b64decode(content_md5, validate=True)
-    except (binascii.Error, ValueError):
-        return ""
-    return raw.hex() if len(raw) == MD5_BYTES else ""
-
-
-def _content_md5(url: str) -> str:
-    """MD5 of the canonical stream of a local object, "" when it cannot be read."""
-    hasher = hashlib.md5(usedforsecurity=False)
-    try:
-        path = os.path.realpath(local_path(url))
-        status = stat_object(path)
-        if stat.S_ISDIR(status.st_mode):
-            hash_listing(list_directory(path), hasher)
-        else:
-            fd = open_source(path)
-            try:
-                hash_descriptor(fd, status.st_size, hasher)
-            finally:
-                os.close(fd)
-    except (VineError, OSError):
-        return ""
-    return hasher.hexdigest()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from taskvine_core.manager.tuning import Tuning
-from taskvine_core.resources import UNSET, ZERO, Resources
+from taskvine_core.resources import UNSET, Resources
 
 #: A share nothing fits in: something is asked of which the worker has none.
 _IMPOSSIBLE = (1, 0)
@@ -86,10 +86,6 @@ def fits(allocation: Resources, totals: Resources, in_use: Resources, *, multipl
     return (in_use[0] + allocation[0] <= math.ceil(totals[0] * multiplier)
             and in_use[1] + allocation[1] <= math.ceil(totals[1] * multiplier)
             and in_use[3] + allocation[3] <= math.ceil(totals[3] * multiplier))
-
-
-#: A function call lives in the allocation of its library.
-FUNCTION_CALL_ALLOCATION = ZERO
 
 
 def _largest_share(limits: Resources, room: Resources) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from taskvine_core.model.files import FileDecl
 from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.protocol.messages import Measured, Message, WorkerHello
-from taskvine_core.resources import ZERO, Resources
+from taskvine_core.resources import Resources
 
 # ---------------------------------------------------------------------------- events: from the program
 
@@ -195,8 +195,6 @@ class TaskOutcome(NamedTuple):
     dispatches: int
     error: str
 
-
-NOWHERE = ZERO
 
 # ---------------------------------------------------------------------------- actions
 

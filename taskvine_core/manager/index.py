@@ -62,7 +62,3 @@ class WorkerIndex:
             bucket = self._buckets[free]
             if bucket:
                 yield from bucket
-
-    def any_room(self) -> bool:
-        """Is there a worker with a free core?"""
-        return any(self._buckets[1:])

@@ -172,14 +172,6 @@ class Store:
             os.unlink(source)
         os.rename(part, path)
 
-    def note_hash(self, name: str, sha256: bytes) -> None:
-        """The digest became known after the object was stored."""
-        stored = self._stored.get(name)
-        if stored is not None:
-            self._stored[name] = stored._replace(sha256=sha256)
-            if name in self._lasting:
-                self.relevel(name, VINE_CACHE_LEVEL_FOREVER)
-
     def remove(self, name: str) -> None:
         """Forget an object; what takes long to delete goes through trash/."""
         stored = self._stored.pop(name, None)

@@ -19,7 +19,7 @@ import pytest
 from taskvine_core.dataplane import urls
 from taskvine_core.dataplane.channel import Cancelled
 from taskvine_core.dataplane.objects import ObjectInfo, hash_object
-from taskvine_core.dataplane.urls import fetch_url, url_identity
+from taskvine_core.dataplane.urls import fetch_url
 from taskvine_core.errors import DiskFullError, IntegrityError, SourceError, TransferError
 
 BODY = os.urandom(3_000_000)
@@ -290,35 +290,3 @@ def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="exists"):
         get("file:///etc/hostname", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"mine"
-
-
-def md5(text: str) -> str:
-    return hashlib.md5(text.encode()).hexdigest()
-
-
-def test_a_url_is_named_by_the_strongest_thing_its_server_says(web: str) -> None:
-    assert url_identity(f"{web}/md5", TIMEOUT_S) == f"url-md5-content-{MD5.hex()}"
-    assert url_identity(f"{web}/etag", TIMEOUT_S) == "url-md5-et-" + md5(f'{web}/etag"v1"')
-    assert url_identity(f"{web}/modified", TIMEOUT_S) == "url-md5-lm-" + md5(f"{web}/modifiedyesterday")
-    assert url_identity(f"{web}/good", TIMEOUT_S) == "url-md5-url-" + md5(f"{web}/good")
-
-
-def test_redirects_are_followed_for_the_name(web: str) -> None:
-    assert url_identity(f"{web}/moved-etag", TIMEOUT_S) == "url-md5-et-" + md5(f'{web}/moved-etag"v1"')
-
-
-def test_a_content_md5_that_is_none_is_not_used(web: str) -> None:
-    assert url_identity(f"{web}/odd-md5", TIMEOUT_S) == "url-md5-et-" + md5(f"{web}/odd-md5x")
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "ftp://127.0.0.1:1/x", "root://x//y", "file:///no/such"])
-def test_a_silent_server_only_makes_the_name_weaker(url: str) -> None:
-    assert url_identity(url, 0.5) == "url-md5-url-" + md5(url)
-
-
-def test_file_urls_are_named_by_content(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(BODY)
-    assert url_identity((tmp_path / "f").as_uri(), TIMEOUT_S) == f"url-md5-content-{MD5.hex()}"
-    before = url_identity(tmp_path.as_uri(), TIMEOUT_S)
-    (tmp_path / "g").write_bytes(b"")
-    assert url_identity(tmp_path.as_uri(), TIMEOUT_S) != before
