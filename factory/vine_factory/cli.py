@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from taskvine_core import __version__
 from taskvine_core.errors import ConfigError, VineError
 from taskvine_core.resources import Resources
 from vine_factory import config
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Keep as many workers running as managers can use. With no manager named, all of the user's own "
                     "managers are served.", epilog="sub-commands: " + ", ".join(sorted(COMMANDS)))
     parser.add_argument("manager", nargs="*", metavar="host port")
+    parser.add_argument("-v", "--version", action="version", version=f"vine_factory {__version__}")
     parser.add_argument("-C", "--config-file", help="JSON configuration, re-read when it changes")
     ignored = parser.add_argument_group("accepted for compatibility, without effect")
     for names, with_value in _IGNORED:

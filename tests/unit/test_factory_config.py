@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from taskvine_core import __version__
 from taskvine_core.errors import ConfigError
 from taskvine_core.resources import Resources
 from vine_factory import cli, config, expressions
@@ -28,6 +29,14 @@ def settings(file: dict[str, object] | None = None, host: str = "", port: int = 
 
 
 # ------------------------------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize("option", ["-v", "--version"])
+def test_the_version_is_told_and_nothing_is_started(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([option])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"vine_factory {__version__}\n"
 
 
 def test_with_nothing_named_everybody_is_served() -> None:
