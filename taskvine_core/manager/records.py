@@ -246,7 +246,6 @@ class FileRecord:
         "decl",
         "declared",
         "destinations",
-        "fault_streak",
         "faults",
         "level",
         "lineage_refs",
@@ -290,7 +289,6 @@ class FileRecord:
         self.destinations = 0
         self.origin_busy = 0
         self.faults: dict[int, Fault] | None = None
-        self.fault_streak = 0
 
     @property
     def name(self) -> str:

@@ -278,7 +278,6 @@ class Staging:
             source.sent_ok += 1
         elif transfer.source == FROM_MANAGER:
             books.stats.bytes_sent += max(0, message.size_bytes)
-        file.fault_streak = 0
         books.observer.cache_update(books.now, worker.key, message.name, file.decl.kind, file.level, message.size_bytes,
                                     message.wall_s, message.start, message.transfer_id)
         if worker.key in file.replicas:
@@ -342,7 +341,6 @@ class Staging:
 
     def _source_failed(self, file: FileRecord, worker: WorkerRecord, transfer: Transfer, reason: str) -> None:
         fault = self._blame(file, transfer.source)
-        file.fault_streak += 1
         source = self.books.workers.get(transfer.source)
         if source is not None:
             source.sent_bad += 1

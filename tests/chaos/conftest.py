@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str, int], Path]]:
     """``small_disk(name, mb)``: a directory on a file system of that size."""
     if not may_mount():
+        if os.environ.get("VINE_REQUIRE_CLUSTERS") == "1":
+            pytest.fail("needs root to mount a small tmpfs, and may not be skipped here")
         pytest.skip("needs root to mount a small tmpfs")
     with contextlib.ExitStack() as stack:
         def make(name: str, size_mb: int) -> Path:
