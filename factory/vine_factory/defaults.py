@@ -98,3 +98,10 @@ BATCH_SETTLES_S = 60.0
 """A submission whose answer was lost may still show up in a real batch system for so long."""
 MAX_CONFIG_BYTES = 1024 * 1024
 """Configuration files are a few hundred bytes."""
+TOOL_TIMEOUT_S = 60.0
+"""For one command of a batch system, or one answer of its library. A Slurm client alone waits 10 s for its controller
+and retries; an HTCondor query 20 s."""
+TOOL_MAX_BYTES = 64 * 1024 * 1024
+"""Of one command's output: a listing of 5,000 jobs is about 2 MB."""
+SAID_CHARS = 2000
+"""How much of a batch system's own words is repeated."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
 from taskvine_core.errors import BatchError
@@ -44,13 +45,20 @@ class JobTag(NamedTuple):
 
 
 class JobRequest(NamedTuple):
-    """One job to submit. ``environment`` is added to what the batch system gives. ``walltime_s`` 0 = no limit."""
+    """One job to submit. ``environment`` is added to what the batch system gives. ``walltime_s`` 0 = no limit.
+
+    ``ship``: files the job finds in its working directory under their own names; empty when ``command`` names them by
+    paths that exist wherever jobs run. ``copies``: how many processes of ``command`` the job runs, one per node or
+    whatever the batch system's template makes of it; ``resources`` are those of one copy.
+    """
 
     tag: JobTag
     command: tuple[str, ...]
     environment: Mapping[str, str]
     resources: Resources
     walltime_s: float = 0.0
+    ship: tuple[Path, ...] = ()
+    copies: int = 1
 
 
 class SubmitResult(NamedTuple):
@@ -132,6 +140,26 @@ class BatchSystem(ABC):
 
         Raises:
             BatchRejected: no such job.
+            BatchUnavailable: no answer.
+        """
+
+    @abstractmethod
+    def render(self, requests: Sequence[JobRequest]) -> dict[str, str]:
+        """What `submit_many` would hand to the batch system, byte for byte, without asking it anything.
+
+        Returns:
+            Texts by name, in order: files (submit description, job script), and "command" with the command line.
+
+        Raises:
+            ConfigError: a template or value is wrong.
+        """
+
+    @abstractmethod
+    def check(self, request: JobRequest) -> str:
+        """Ask the live system whether it would take this job, without running anything; its own words, or "".
+
+        Raises:
+            BatchRejected: it would not; ``said`` has its reason.
             BatchUnavailable: no answer.
         """
 

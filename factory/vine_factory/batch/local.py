@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,15 +96,27 @@ class LocalBatch(BatchSystem):
                 "started_at": local.started_at, "adopted": local.child is None,
                 "stdout": _tail(self._output(local.tag, "out")), "stderr": _tail(self._output(local.tag, "err"))}
 
-    def _submit(self, request: JobRequest) -> SubmitResult:
-        intent_id = request.tag.intent_id
+    def render(self, requests: Sequence[JobRequest]) -> dict[str, str]:
+        """See `BatchSystem`: the command lines, one per job."""
+        return {"command": "".join(shlex.join(request.command) + "\n" for request in requests)}
+
+    def check(self, request: JobRequest) -> str:
+        """See `BatchSystem`: is the program there?"""
+        return _program(request, self._environment(request))
+
+    @staticmethod
+    def _environment(request: JobRequest) -> dict[str, str]:
         environment = {**os.environ, **request.environment, proc.TAG_VARIABLE: request.tag.text()}
         environment.pop(proc.PID_VARIABLE, None)
-        program = shutil.which(request.command[0], path=environment.get("PATH"))
-        if program is None:
-            error: BatchError = BatchRejected(f"cannot start {request.command[0]!r}", said="no such executable file",
-                                              hint="give --worker-binary a path")
-            return SubmitResult(intent_id, "", error)
+        return environment
+
+    def _submit(self, request: JobRequest) -> SubmitResult:
+        intent_id = request.tag.intent_id
+        environment = self._environment(request)
+        try:
+            program = _program(request, environment)
+        except BatchRejected as problem:
+            return SubmitResult(intent_id, "", problem)
         try:
             with open(self._output(request.tag, "out"), "wb") as out, \
                     open(self._output(request.tag, "err"), "wb") as err:
@@ -111,7 +124,8 @@ class LocalBatch(BatchSystem):
                                          env=environment, cwd=self._directory, stdin=subprocess.DEVNULL,
                                          stdout=out, stderr=err, start_new_session=True)
         except OSError as problem:  # no more processes, no disk: may pass, and nothing was started
-            error = BatchRejected("cannot start a local worker", said=str(problem), hint="will be tried again")
+            error: BatchError = BatchRejected("cannot start a local worker", said=str(problem),
+                                              hint="will be tried again")
             return SubmitResult(intent_id, "", error)
         ticks = proc.start_ticks(child.pid) or 0
         self._jobs[intent_id] = _Local(request.tag, child.pid, ticks, self._clock(), child)
@@ -178,6 +192,14 @@ class LocalBatch(BatchSystem):
 
     def _output(self, tag: JobTag, kind: str) -> Path:
         return self._directory / f"{tag.intent_id}.{kind}"
+
+
+def _program(request: JobRequest, environment: Mapping[str, str]) -> str:
+    program = shutil.which(request.command[0], path=environment.get("PATH"))
+    if program is None:
+        raise BatchRejected(f"cannot start {request.command[0]!r}", said="no such executable file",
+                            hint="give --worker-binary a path")
+    return program
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

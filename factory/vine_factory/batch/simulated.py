@@ -201,6 +201,17 @@ class SimulatedBatch(BatchSystem):
         return {"state": status.state.value, "exit_code": status.exit_code, "started_at": status.started_at,
                 "stdout": shown.stdout, "stderr": shown.stderr}
 
+    def render(self, requests: Sequence[JobRequest]) -> dict[str, str]:
+        """See `BatchSystem`."""
+        return {"command": "".join(" ".join(request.command) + "\n" for request in requests)}
+
+    def check(self, request: JobRequest) -> str:
+        """See `BatchSystem`."""
+        self._answers("check")
+        if self._cluster.rejects:
+            raise BatchRejected("the job would be refused", said=self._cluster.rejects)
+        return ""
+
     def _answers(self, what: str) -> None:
         if self._cluster.down:
             raise BatchUnavailable(what, said=self._cluster.down)
