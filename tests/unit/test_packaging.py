@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FACTORY = ROOT / "factory" / "vine_factory"
 COMMANDS = ("vine_worker", "vine_factory", "vine_status")
 IMPORTS = ("taskvine_core", "vine_factory", "ndcctools.taskvine", "taskvine")
-RUNTIME_REQUIREMENTS = {"msgpack", "cloudpickle"}
-# Everything that only an extra brings; importing the project must not load (or need) any of it.
-EXTRA_MODULES = ("numpy", "uproot", "awkward", "matplotlib", "dask", "htcondor", "drmaa", "cryptography", "psutil")
+RUNTIME_REQUIREMENTS = {"msgpack", "cloudpickle", "jinja2", "tomli"}
+# Everything that only an extra brings, or only the factory uses when it fills a template; importing the project must
+# not load any of it.
+EXTRA_MODULES = ("jinja2", "numpy", "uproot", "awkward", "matplotlib", "dask", "htcondor", "drmaa", "cryptography",
+                 "psutil")
 BUILD_TIMEOUT_S = 300
 COMMAND_TIMEOUT_S = 60
 
@@ -58,13 +61,15 @@ def test_the_wheel_ships_code_and_type_marks_and_no_tests(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"taskvine_core/py.typed", "vine_factory/py.typed"} <= names
+    shipped = {f"vine_factory/{path.relative_to(FACTORY)}" for path in (FACTORY / "templates").rglob("*.*")}
+    assert shipped and shipped <= names
     tops = {top for name in names if not (top := name.split("/")[0]).endswith(".dist-info")}
     assert tops == {"taskvine_core", "vine_factory", "ndcctools", "taskvine"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 @pytest.mark.slow
-def test_only_two_packages_are_required_and_every_extra_is_there(wheel: Path) -> None:
+def test_only_few_packages_are_required_and_every_extra_is_there(wheel: Path) -> None:
     text = metadata(wheel)
     required = [line for line in text.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert {re.split(r"[ >=<;]", line.split(": ")[1])[0] for line in required} == RUNTIME_REQUIREMENTS
