@@ -6,7 +6,7 @@ Unset is -1 (reference, section 2); a *total* or *in use* is never negative.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from taskvine_core.records import NamedTuple
 
 UNSET = -1
 

@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from taskvine_core.errors import ConfigError
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from vine_factory import defaults, expressions
 from vine_factory.demand import Shape

@@ -7,9 +7,10 @@ from "workers of this shape in total" to "workers of ours". Pure: gets decoded J
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.errors import RemoteProtocolError
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from vine_factory import defaults
 

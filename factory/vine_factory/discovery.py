@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from taskvine_core.catalog import local as catalog
 from taskvine_core.errors import VineError
+from taskvine_core.records import NamedTuple
 from vine_factory import defaults
 from vine_factory.config import Target
 from vine_factory.links import Address, ManagerLink

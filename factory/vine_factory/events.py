@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from taskvine_core.records import NamedTuple
 from vine_factory.batch.base import JobStatus
 from vine_factory.config import Settings
 from vine_factory.demand import Demand

@@ -6,8 +6,7 @@ later from a log.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from taskvine_core.records import NamedTuple
 from vine_factory.limits import Step
 
 

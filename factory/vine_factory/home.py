@@ -12,9 +12,10 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from taskvine_core.errors import ConfigError
+from taskvine_core.records import NamedTuple
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_NAME = 60

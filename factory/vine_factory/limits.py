@@ -7,7 +7,8 @@ so far; it returns the new number and why, or None when it has nothing to say. P
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+
+from taskvine_core.records import NamedTuple
 
 
 class Situation(NamedTuple):

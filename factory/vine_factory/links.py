@@ -12,12 +12,12 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from taskvine_core import tls
 from taskvine_core.errors import RemoteProtocolError, VineError
 from taskvine_core.protocol.messages import Query, Reply
 from taskvine_core.protocol.session import Session
+from taskvine_core.records import NamedTuple
 from vine_factory import defaults
 from vine_factory.demand import Demand, Shape, parse_demand, question
 from vine_factory.events import RetireAnswered, RetireWorkers

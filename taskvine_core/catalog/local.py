@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from taskvine_core.catalog.record import (
     MAX_TEXT,
@@ -32,6 +31,7 @@ from taskvine_core.catalog.record import (
     to_record,
 )
 from taskvine_core.errors import DiscoveryError
+from taskvine_core.records import NamedTuple
 
 __all__ = ["ADVERTISE_INTERVAL_S", "STALE_AFTER_S", "Advertiser", "ManagerRecord", "Scan", "default_directory",
            "find_managers", "no_manager", "scan"]

@@ -11,7 +11,8 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+
+from taskvine_core.records import NamedTuple
 
 MAX_TEXT = 255
 MAX_ADDRESSES = 64

@@ -17,10 +17,11 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from taskvine_core.errors import HandshakeError, SourceError, TransferError
 from taskvine_core.protocol.session import Session
+from taskvine_core.records import NamedTuple
 
 if TYPE_CHECKING:
     import ssl  # 10 ms and 3 MB that most workers never need

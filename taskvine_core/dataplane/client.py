@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from taskvine_core.dataplane.channel import Address, Cancel, Cancelled, Channel, Tls, never
 from taskvine_core.dataplane.connect import connect
@@ -29,6 +28,7 @@ from taskvine_core.dataplane.objects import ObjectInfo
 from taskvine_core.dataplane.receive import discard, receive_object, store_inline
 from taskvine_core.dataplane.send import Outgoing, StreamSender, open_outgoing
 from taskvine_core.errors import DiskFullError, IntegrityError, ProtocolError, SourceError, TransferError
+from taskvine_core.records import NamedTuple
 
 #: Names asked for ahead: enough that the server never waits for a request, few enough that requests always fit in
 #: socket buffers (both sides sending would otherwise wait for each other).

@@ -19,9 +19,8 @@ the next segment would have been, so the connection stays usable.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from taskvine_core.protocol.codec import register
+from taskvine_core.records import NamedTuple
 
 
 class DataGet(NamedTuple):

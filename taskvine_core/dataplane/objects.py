@@ -17,9 +17,10 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.errors import SecurityError, SourceError
+from taskvine_core.records import NamedTuple
 
 StrPath = str | Path
 

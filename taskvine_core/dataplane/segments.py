@@ -13,13 +13,13 @@ import os
 import threading
 from queue import SimpleQueue
 from types import TracebackType
-from typing import NamedTuple
 
 from taskvine_core.dataplane.channel import Channel
 from taskvine_core.dataplane.messages import Segment, Trailer
 from taskvine_core.dataplane.splice import Splicer
 from taskvine_core.dataplane.tree import write_all
 from taskvine_core.errors import IntegrityError, SourceError
+from taskvine_core.records import NamedTuple
 
 #: Large enough that one system call and one hash update cost little per byte, small enough to stay in a cache.
 BUFFER_BYTES = 1 << 20

@@ -13,7 +13,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.dataplane.channel import Channel
 from taskvine_core.dataplane.messages import ObjectHeader, Segment, Trailer
@@ -27,6 +27,7 @@ from taskvine_core.dataplane.objects import (
     stream_pieces,
 )
 from taskvine_core.errors import SecurityError, SourceError
+from taskvine_core.records import NamedTuple
 
 #: Bounds the filling after a file that shrank, and how soon a refusal of the other side is noticed.
 SEGMENT_BYTES = 16 << 20

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from taskvine_core.dataplane.acceptor import Acceptor
 from taskvine_core.dataplane.channel import Cancelled, Channel, Tls, tune
@@ -37,6 +37,7 @@ from taskvine_core.errors import DiskFullError, IntegrityError, RemoteProtocolEr
 from taskvine_core.model.files import INLINE_MAX_BYTES
 from taskvine_core.model.names import check_cache_name
 from taskvine_core.protocol.session import Session
+from taskvine_core.records import NamedTuple
 
 #: Authenticated connections waiting for a thread; more are closed, and their peers try again or elsewhere.
 MAX_WAITING = 1024

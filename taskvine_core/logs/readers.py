@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+
+from taskvine_core.records import NamedTuple
 
 
 class ManagerStart(NamedTuple):

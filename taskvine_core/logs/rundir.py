@@ -14,9 +14,9 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from taskvine_core.errors import ConfigError, VineError
+from taskvine_core.records import NamedTuple
 
 DEFAULT_TEMPLATE = "%Y-%m-%dT%H%M%S"
 ENVIRONMENT_NAME = "VINE_RUNTIME_INFO_DIR"

@@ -12,7 +12,7 @@ bucket's cost depends on its own ends only: the best of *all* divisions is found
 from __future__ import annotations
 
 import bisect
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from taskvine_core.constants import (
     VINE_ALLOCATION_MODE_DET_EXHAUSTIVE_BUCKETING,
@@ -21,6 +21,7 @@ from taskvine_core.constants import (
     VINE_ALLOCATION_MODE_GREEDY_BUCKETING,
     VINE_ALLOCATION_MODE_QUANTIZED_BUCKETING,
 )
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import UNSET, Resources
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.errors import ConfigError, ProtocolError, SecurityError, VineError
 from taskvine_core.protocol.session import Session
+from taskvine_core.records import NamedTuple
 
 #: A storm of 4,500 workers must not meet SYN retries.
 BACKLOG = 4096

@@ -7,11 +7,10 @@ several per task. Must not know sockets or files beyond path strings.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from taskvine_core.model.files import FileDecl
 from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.protocol.messages import Measured, Message, WorkerHello
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 
 # ---------------------------------------------------------------------------- events: from the program

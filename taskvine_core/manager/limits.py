@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from taskvine_core.errors import UsageError
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import NOTHING_SET, Resources
 
 #: Public key of each element of Resources, in its order.

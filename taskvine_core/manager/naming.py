@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_WORKER
 from taskvine_core.model.tasks import TaskSpec
+from taskvine_core.records import NamedTuple
 
 #: Files are hashed in pieces of this size: large enough that calls do not matter, small enough to stay in cache.
 _CHUNK_BYTES = 1 << 20

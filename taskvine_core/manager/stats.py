@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import ZERO, Resources
 
 #: Assumed before anything was measured: this many workers can be kept busy with tasks of the size below.

@@ -6,10 +6,9 @@ Cached names follow the reference, section 11.2; the part before the first ``-``
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_TEMP
 from taskvine_core.model.tasks import TaskSpec
+from taskvine_core.records import NamedTuple
 
 #: Objects up to this size travel inside control messages (design, section 4).
 INLINE_MAX_BYTES = 64 * 1024

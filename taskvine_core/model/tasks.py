@@ -5,8 +5,7 @@ Owns TaskSpec and Mount. Must not know states, workers or results.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import NOTHING_SET, Resources
 
 KIND_COMMAND = 0

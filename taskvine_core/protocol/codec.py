@@ -14,12 +14,13 @@ import threading
 import types
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
 from taskvine_core.errors import LocalProtocolError, RemoteProtocolError
 from taskvine_core.protocol import messages as vocabulary
+from taskvine_core.records import NamedTuple
 
 #: How text that is not UTF-8 travels (commands, paths, environment): as os.fsdecode() reads it, both ways.
 UNICODE_ERRORS = "surrogateescape"

@@ -14,9 +14,8 @@ Conventions: times are seconds since the epoch as floats, durations end in ``_s`
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from taskvine_core.model.tasks import TaskSpec
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 
 PROTOCOL_VERSION = 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from random import Random
 from time import thread_time
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.constants import VINE_TEMP, VINE_URL
 from taskvine_core.manager import events as ev
@@ -20,6 +20,7 @@ from taskvine_core.manager.invariants import check_invariants
 from taskvine_core.model.files import FileDecl
 from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.protocol import messages as msg
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from taskvine_core.sim.clock import Clock
 from taskvine_core.sim.network import LATENCY_S, Network

@@ -11,12 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from taskvine_core.catalog.local import ManagerRecord, find_managers, no_manager
 from taskvine_core.catalog.query import ask
 from taskvine_core.catalog.record import INTERNAL_KEYS
 from taskvine_core.errors import ConfigError, DiscoveryError, RemoteProtocolError, VineError
+from taskvine_core.records import NamedTuple
 from taskvine_core.secret import INSECURE_SECRET, load_secret
 
 #: The published default; for the whole of one question to one manager.

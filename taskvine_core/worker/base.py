@@ -5,9 +5,8 @@ Owns eviction and the report about it. Must not know orders or events.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from taskvine_core.protocol import messages as m
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from taskvine_core.worker import events as e
 from taskvine_core.worker.cache import CachedObject, CacheIndex

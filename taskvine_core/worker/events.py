@@ -8,10 +8,9 @@ Owns the vocabulary between core and runner. Must not know sockets, processes or
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.protocol.messages import Message, OutputReport, WorkerHello
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 
 # ------------------------------------------------------------------------------------------------ events

@@ -5,7 +5,7 @@ Owns the timers of the worker's own life. Must not know tasks, objects or socket
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from taskvine_core.records import NamedTuple
 
 NEVER = float("inf")
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from taskvine_core.errors import HandshakeError, RemoteProtocolError, SecurityError, VineError
 from taskvine_core.protocol.messages import Message
 from taskvine_core.protocol.session import Session
+from taskvine_core.records import NamedTuple
 
 if TYPE_CHECKING:
     import ssl

@@ -7,9 +7,10 @@ takes longer to import than the rest of the worker.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.errors import ConfigError
+from taskvine_core.records import NamedTuple
 
 MAX_PORT = 65535
 _SECOND_DEFAULT = 900.0

@@ -12,13 +12,14 @@ import select
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.constants import VINE_RESULT_FORSAKEN
 from taskvine_core.errors import DiskFullError, IntegrityError, LocalProtocolError, SandboxError, VineError
 from taskvine_core.model.tasks import KIND_PYTHON
 from taskvine_core.protocol import messages as m
 from taskvine_core.protocol.messages import Message, WorkerHello
+from taskvine_core.records import NamedTuple
 from taskvine_core.worker import events as e
 from taskvine_core.worker.children import Children, memory_of, sandbox_of, share_mb
 from taskvine_core.worker.core import WorkerCore

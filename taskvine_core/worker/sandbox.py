@@ -14,7 +14,6 @@ import errno
 import hashlib
 import os
 import stat
-from typing import NamedTuple
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_MOUNT_MKDIR, VINE_MOUNT_SYMLINK
 from taskvine_core.dataplane.objects import ObjectInfo, hash_object
@@ -22,6 +21,7 @@ from taskvine_core.errors import SandboxError
 from taskvine_core.model.files import INLINE_MAX_BYTES
 from taskvine_core.model.tasks import Mount, TaskSpec
 from taskvine_core.protocol.messages import OutputReport
+from taskvine_core.records import NamedTuple
 from taskvine_core.worker.environment import TMP_NAME
 from taskvine_core.worker.events import OutputOrder
 from taskvine_core.worker.store import Store

@@ -15,12 +15,12 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_FOREVER
 from taskvine_core.errors import DiskFullError, IntegrityError, SandboxError, SecurityError
 from taskvine_core.model.names import check_cache_name
 from taskvine_core.protocol.messages import CacheEntry
+from taskvine_core.records import NamedTuple
 
 WRITE_BITS = 0o222
 META_SUFFIX = ".meta"

@@ -11,10 +11,11 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskvine_core.errors import SandboxError
 from taskvine_core.model.tasks import RESULT_REMOTE, TaskSpec
+from taskvine_core.records import NamedTuple
 from taskvine_core.worker.children import Children
 from taskvine_core.worker.environment import ALWAYS_SET, THREAD_LIMITS
 

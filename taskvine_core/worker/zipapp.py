@@ -21,8 +21,8 @@ from pathlib import Path
 from taskvine_core.errors import ConfigError
 
 #: Parts of taskvine_core a worker may load; directories are taken whole.
-PARTS = ("__init__.py", "constants.py", "errors.py", "resources.py", "secret.py", "tls.py", "model", "protocol",
-         "dataplane", "worker", "catalog")
+PARTS = ("__init__.py", "constants.py", "errors.py", "records.py", "resources.py", "secret.py", "tls.py", "model",
+         "protocol", "dataplane", "worker", "catalog")
 VENDORED = ("msgpack", "cloudpickle")
 NATIVE_DIRECTORY = "_native"
 SHEBANG = b"#!/usr/bin/env python3\n"

@@ -12,12 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"taskvine_core": ROOT / "taskvine_core", "vine_factory": ROOT / "factory" / "vine_factory"}
 
 # part of taskvine_core -> the parts that it may import besides itself; lower layers first.
-BOTTOM = frozenset({"errors", "resources", "constants"})
+BOTTOM = frozenset({"errors", "records", "resources", "constants"})
 CHANNEL = BOTTOM | {"model", "protocol", "secret", "tls"}
 SERVICES = CHANNEL | {"dataplane", "catalog", "logs"}
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "constants": frozenset(),
+    "records": frozenset(),
     "resources": BOTTOM,
     "model": BOTTOM,
     "protocol": BOTTOM | {"model"},
@@ -37,7 +38,7 @@ ALLOWED: dict[str, frozenset[str]] = {
 # The factory starts workers and talks to managers; it never loads either.
 FACTORY_MAY_IMPORT = SERVICES
 # Parts that do no I/O whatever module is looked at.
-PURE_PARTS = ("errors", "constants", "resources", "model", "protocol")
+PURE_PARTS = ("errors", "constants", "records", "resources", "model", "protocol")
 FORBIDDEN_IN_PURE = frozenset(
     {
         "asyncio", "fcntl", "ftplib", "glob", "http", "multiprocessing", "os", "platform", "requests", "secrets",
@@ -189,3 +190,15 @@ def test_pure_modules_do_not_open_files_or_print(name: str) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("open", "print", "input")
     ]
     assert not used, "\n".join(used)
+
+
+def test_record_classes_are_declared_with_our_own_namedtuple() -> None:
+    users = [path for name, path in MODULES.items() if name != "taskvine_core.records"]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: NamedTuple comes from taskvine_core.records"
+        for path in users
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module in ("typing", "collections")
+        and {alias.name for alias in node.names} & {"NamedTuple", "namedtuple"}
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -20,9 +20,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
 
 from taskvine_core.errors import BatchError
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 
 

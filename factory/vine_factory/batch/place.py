@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+
+from taskvine_core.records import NamedTuple
 
 
 class Place(NamedTuple):

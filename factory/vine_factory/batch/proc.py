@@ -6,7 +6,8 @@ Owns the format of /proc. Must not know jobs' life cycles.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+
+from taskvine_core.records import NamedTuple
 
 TAG_VARIABLE = "VINE_FACTORY_JOB"
 PID_VARIABLE = "VINE_FACTORY_JOB_PID"

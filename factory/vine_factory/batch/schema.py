@@ -10,9 +10,9 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from taskvine_core.errors import ConfigError
+from taskvine_core.records import NamedTuple
 
 _SHOWN_CHARS = 80
 """How much of a bad value is repeated."""

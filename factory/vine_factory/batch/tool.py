@@ -13,9 +13,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO
 
 from taskvine_core.errors import BatchRejected, BatchUnavailable
+from taskvine_core.records import NamedTuple
 from vine_factory import defaults
 
 _READ_BYTES = 1 << 16
