@@ -109,7 +109,11 @@ EVERYBODY = ".*"
 
 
 class PoolSettings(NamedTuple):
-    """One pool of equal workers. ``asked``: resources as given (-1 unset); ``shape``: as they will be."""
+    """One pool of equal workers. ``asked``: resources as given (-1 unset); ``shape``: as they will be.
+
+    Of the others 0 means: no such limit, or learnt. ``max_idle``: queued jobs; ``startup_s``: from submission to the
+    first connection; ``minimum`` and ``maximum`` count workers, also where a job is several of them.
+    """
 
     name: str
     batch: str
@@ -120,6 +124,13 @@ class PoolSettings(NamedTuple):
     shape: Shape
     worker_timeout_s: int
     extra_options: str
+    walltime_s: float = 0.0
+    workers_per_job: int = 1
+    max_idle: int = 0
+    retire_per_minute: int = 0
+    budget_core_hours: float = 0.0
+    budget_period_s: float = defaults.BUDGET_PERIOD_S
+    startup_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ WORKER_TIMEOUT_S = 300
 """Idle timeout given to workers; the published value of the factory."""
 FACTORY_TIMEOUT_S = 0.0
 """Never end by itself for want of managers."""
+BUDGET_PERIOD_S = 86_400.0
+"""Core-hours are given per day, unless the pool says otherwise."""
 
 # ------------------------------------------------------------------ health
 DIED_AT_START_S = 10.0
