@@ -13,20 +13,21 @@ allows forking) each child imports itself, and fails there with the real traceba
     pyserver.py serve <socket fd> <fallback dir of cloudpickle> <fork|each> <module>...
     pyserver.py once <request file> <fallback dir of cloudpickle>
 
-Requests on the socket: 4 bytes length (little endian), then a marshalled tuple, ``("run", id, request)`` or
-``("kill", id)``. Answers: REPLY structs (kind, id, pid or exit code, cpu microseconds, peak memory KB).
+Requests on the socket: a HEADER struct (length of the variables, length of the request, id), then both, marshalled;
+an empty request kills. The variables are those most tasks have in common: they are set in the parent when they change,
+which spares each child the work. The request only its child looks into.
+Answers: REPLY structs (kind, id, pid or exit code, cpu microseconds, peak memory KB).
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # what `signal` wraps in enums
+import _socket  # without what `socket` brings along
 import atexit
 import marshal
 import os
 import pickle
 import select
-import signal
-import socket
 import struct
 import sys
 
@@ -38,18 +39,16 @@ if TYPE_CHECKING:
 
 REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
-LENGTH = struct.Struct("<I")
+HEADER = struct.Struct("<IIq")
+RECEIVE_BYTES = 1 << 16     # more, and the C library maps and unmaps it each time
 PR_SET_PDEATHSIG = 1
 #: An import that takes longer (it hangs) is left to the tasks, which have time limits of their own.
 PRELOAD_LIMIT_S = 300
 #: How long the news of a fork may wait: it only matters for tasks that run longer.
 HOLD_BACK_MS = 50
 STDOUT_NAME = ".taskvine.stdout"
-#: Variables most tasks have in common: set in the parent when they change, which spares each child the work. Only
-#: these, because the C library never frees the strings of replaced variables.
-SHARED_VARIABLES = frozenset((
-    "CORES", "MEMORY", "DISK", "GPUS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-    "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"))
+#: Each task has its own: here already, so that a child only replaces them.
+OWN_VARIABLES = ("VINE_SANDBOX", "TMPDIR", "TEMP", "TMP")
 #: Set by the worker: functions of the C library are bound when it starts instead of anew in every child.
 BIND_VARIABLE = "LD_BIND_NOW"
 #: How often a piece of code runs until the interpreter has adapted it and no longer writes to it.
@@ -57,6 +56,10 @@ WARM_UP_CALLS = 20
 #: Results of these types need no cloudpickle: the C pickler gives the same bytes.
 PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 PICKLE_PROTOCOL = 5
+#: Modules with handlers for forks that the server's own forks do not need.
+RESTING = frozenset(("threading", "logging"))
+#: Not empty in a child of the server: what runs is a task.
+IN_TASK: list[bool] = []
 
 
 def load_cloudpickle(fallback: str) -> Any:
@@ -70,6 +73,37 @@ def load_cloudpickle(fallback: str) -> Any:
         finally:
             sys.path.remove(fallback)
     return cloudpickle
+
+
+def load_for_forking(fallback: str) -> Any:
+    """``load_cloudpickle`` with what it registers for forks and for the end kept out of the way of the children.
+
+    What threading and logging do in each child of ours is for nothing: this process has one thread, which holds no
+    lock when it forks. In children that a task forks itself they do it.
+    """
+    real = os.register_at_fork
+
+    def register(**handlers: Callable[[], object]) -> None:
+        real(**{when: resting(handler) if getattr(handler, "__module__", "") in RESTING else handler
+                for when, handler in handlers.items()})
+
+    os.register_at_fork = register  # type: ignore[assignment]
+    try:
+        cloudpickle = load_cloudpickle(fallback)
+    finally:
+        os.register_at_fork = real
+    import logging
+
+    atexit.unregister(logging.shutdown)     # finish() calls it when there is something to shut down
+    return cloudpickle
+
+
+def resting(handler: Callable[[], object]) -> Callable[[], None]:
+    """The handler of a fork, idle until this process is a task."""
+    def run() -> None:
+        if IN_TASK:
+            handler()
+    return run
 
 
 def call(request: Request, cloudpickle: Any) -> None:
@@ -118,14 +152,16 @@ def write_file(path: str, data: Any) -> None:
         os.close(fd)
 
 
-def change_environment(changes: dict[str, str | None]) -> None:
-    """Set variables, and remove those given as None."""
-    environ = os.environ
+def change_environment(changes: dict[bytes, bytes | None]) -> None:
+    """Set variables, and remove those given as None. What ``os.environ`` does, without its Python code."""
+    known = os.environ._data  # type: ignore[attr-defined]
     for name, value in changes.items():
-        if value is None:
-            environ.pop(name, None)
-        else:
-            environ[name] = value
+        if value is not None:
+            os.putenv(name, value)
+            known[name] = value
+        elif name in known:
+            os.unsetenv(name)
+            del known[name]
 
 
 def guarded(request: Request, cloudpickle: Any) -> int:
@@ -156,6 +192,9 @@ def finish(exit_handlers: bool = True) -> None:
             threading._shutdown()
         if exit_handlers and atexit._ncallbacks():
             atexit._run_exitfuncs()
+        logging = sys.modules.get("logging")
+        if logging is not None and logging._handlerList:
+            logging.shutdown()
     except BaseException:
         import traceback
 
@@ -170,24 +209,24 @@ def finish(exit_handlers: bool = True) -> None:
 class Server:
     """The warm interpreter: reads requests, forks, waits, answers."""
 
-    def __init__(self, link: socket.socket, cloudpickle: Any, unloaded: list[str]) -> None:
+    def __init__(self, link: _socket.socket, cloudpickle: Any, unloaded: list[str]) -> None:
         self.link = link
         self.unloaded = unloaded
         self.cloudpickle = cloudpickle
         self.pids: dict[int, int] = {}          # id -> pid
         self.ids: dict[int, int] = {}           # pid -> id
-        self.buffer = bytearray()
+        self.buffer = b""
         self.unsent = b""
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.prctl = load_prctl()
         self.own_fds = (link.fileno(), self.wake_read, self.wake_write)
-        self.shared: dict[str, str | None] = {}     # of SHARED_VARIABLES, as they are set in this process
+        self.shared = b""                   # the variables last set in this process
 
     def run(self) -> None:
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, "".format)      # nothing to do, and no Python code to do it
+        _signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         poll = select.poll()
         poll.register(self.link, select.POLLIN)
         poll.register(self.wake_read, select.POLLIN)
@@ -214,33 +253,35 @@ class Server:
 
     def read(self) -> bool:
         """Take requests; False when the worker is gone."""
-        data = self.link.recv(1 << 20)
+        data = self.link.recv(RECEIVE_BYTES)
         if not data:
             return False
-        self.buffer += data
-        while len(self.buffer) >= LENGTH.size:
-            end = LENGTH.size + LENGTH.unpack_from(self.buffer)[0]
-            if len(self.buffer) < end:
+        if self.buffer:
+            data = self.buffer + data
+        start = 0
+        while len(data) - start >= HEADER.size:
+            shared, size, number = HEADER.unpack_from(data, start)
+            middle = start + HEADER.size + shared
+            if len(data) < middle + size:
                 break
-            request = marshal.loads(bytes(self.buffer[LENGTH.size:end]))
-            del self.buffer[:end]
-            if request[0] == "run":
-                self.fork(request[1], request[2])
-            elif request[1] in self.pids:
-                kill_group(self.pids[request[1]])
-                os.kill(self.pids[request[1]], signal.SIGKILL)  # a child that has no group of its own yet
+            if size:
+                self.share_environment(data[middle - shared:middle])
+                self.fork(number, data[middle:middle + size])
+            elif number in self.pids:
+                kill_group(self.pids[number])
+                os.kill(self.pids[number], _signal.SIGKILL)  # a child that has no group of its own yet
+            start = middle + size
+        self.buffer = data[start:]
         return True
 
-    def share_environment(self, changes: dict[str, str | None]) -> None:
-        """Set here what the next tasks are likely to have, too; leaves the rest to the child."""
-        shared = {name: changes.pop(name) for name in SHARED_VARIABLES if name in changes}
-        if shared != self.shared:
-            change_environment({name: value for name, value in shared.items() if self.shared.get(name) != value})
-            self.shared = shared
+    def share_environment(self, changes: bytes) -> None:
+        """Set here what the next tasks are likely to have, too."""
+        if changes != self.shared:
+            change_environment(marshal.loads(changes))
+            self.shared = changes
 
-    def fork(self, number: int, request: Request) -> None:
+    def fork(self, number: int, body: bytes) -> None:
         parent = os.getpid()
-        self.share_environment(request["env"])
         try:
             pid = os.fork()
         except OSError as error:
@@ -249,6 +290,7 @@ class Server:
         if pid == 0:
             code = 1
             try:
+                request = marshal.loads(body)
                 self.become_task(parent, request)
                 request["modules"] = self.unloaded
                 code = guarded(request, self.cloudpickle)
@@ -262,6 +304,7 @@ class Server:
 
     def become_task(self, parent: int, request: Request) -> None:
         """In the child: own session, no descriptor of the server, the task's directory, streams and environment."""
+        IN_TASK.append(True)
         _signal.set_wakeup_fd(-1)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         self.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
@@ -285,7 +328,7 @@ class Server:
             os.read(self.wake_read, 4096)
         except BlockingIOError:
             pass
-        while True:
+        while self.ids:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -329,21 +372,31 @@ def load_prctl() -> Callable[[int, int], Any]:
     return lambda option, value: prctl(option, value, 0, 0, 0)
 
 
+def give_back_memory() -> None:
+    """Return what is free: every page of this process is looked at by each fork and each end of a child."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+    except (ImportError, OSError, AttributeError):
+        pass                            # not the GNU C library
+
+
 def preload(modules: list[str]) -> list[str]:
     """Import modules; returns those that could not be."""
     def give_up(*_: object) -> None:
         raise TimeoutError("the import takes too long")
 
     unloaded = []
-    signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(PRELOAD_LIMIT_S)
+    _signal.signal(_signal.SIGALRM, give_up)
+    _signal.alarm(PRELOAD_LIMIT_S)
     for name in modules:
         try:
             __import__(name)
         except BaseException:       # a child will say why
             unloaded.append(name)
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _signal.alarm(0)
+    _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
     return unloaded
 
 
@@ -373,15 +426,17 @@ def serve(fd: int, fallback: str, mode: str, modules: list[str]) -> None:
     import traceback  # noqa: F401  (loaded once here instead of in every failing task)
 
     os.environ.pop(BIND_VARIABLE, None)
-    cloudpickle = load_cloudpickle(fallback)
+    cloudpickle = load_for_forking(fallback)
     unloaded = preload(modules) if mode == "fork" else modules
     if mode == "fork" and has_threads():
         os.execv(sys.executable, [sys.executable, __file__, "serve", str(fd), fallback, "each", *modules])
-    link = socket.socket(fileno=fd)
+    change_environment(dict.fromkeys(map(os.fsencode, OWN_VARIABLES), b""))
+    link = _socket.socket(fileno=fd)
     link.setblocking(True)
     os.set_inheritable(fd, False)
     warm_up(cloudpickle)
     gc.collect()
+    give_back_memory()
     gc.freeze()                         # children do not copy pages only because their collector looked at them
     Server(link, cloudpickle, unloaded).run()
 

@@ -21,7 +21,7 @@ from taskvine_core.worker.environment import ALWAYS_SET, THREAD_LIMITS
 
 REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3
-_LENGTH = struct.Struct("<I")
+_HEADER = struct.Struct("<IIq")
 #: Distinct interpreters kept warm: each costs some 10 MB, with numerical libraries 100 and more.
 MAX_INTERPRETERS = 4
 REQUEST_NAME = ".taskvine.request"
@@ -29,6 +29,8 @@ REQUEST_NAME = ".taskvine.request"
 _START_PREFIXES = ("PYTHON", "LD_")
 _LOG_TAIL_BYTES = 2000
 
+#: In the same order always: equal variables are recognized by their bytes.
+_SHARED = tuple(sorted(ALWAYS_SET))
 #: Modules are imported with these set to 1: threads that a library starts then would not survive the forks.
 _ONE_THREAD = dict.fromkeys(THREAD_LIMITS, "1")
 #: Has the C library's functions bound at the start, not in every fork; the interpreter's program removes it again.
@@ -68,10 +70,14 @@ class Interpreter:
         self.unsent = bytearray()
         self._received = bytearray()
 
-    def send(self, request: tuple[Any, ...]) -> None:
-        """Queue a request and send what the socket takes."""
-        body = marshal.dumps(request, 2)
-        self.unsent += _LENGTH.pack(len(body)) + body
+    def send_run(self, run: int, shared: dict[bytes, bytes], request: dict[str, Any]) -> None:
+        """Queue a task: variables most tasks have in common, and what only its process reads."""
+        variables, body = marshal.dumps(shared, 2), marshal.dumps(request, 2)
+        self.unsent += _HEADER.pack(len(variables), len(body), run) + variables + body
+        self.flush()
+
+    def send_kill(self, run: int) -> None:
+        self.unsent += _HEADER.pack(0, 0, run)
         self.flush()
 
     def flush(self) -> None:
@@ -155,10 +161,12 @@ class Warm:
         interpreter.runs.add(run)
         request = self._request(spec, sandbox, path_of)
         started_with = interpreter.env.get
-        changes: dict[str, str | None] = {k: v for k, v in env.items() if started_with(k) != v or k in ALWAYS_SET}
-        changes.update((name, None) for name, value in spec.env if value is None and name not in env)
+        encode = os.fsencode
+        changes: dict[bytes, bytes | None] = {encode(k): encode(v) for k, v in env.items()
+                                              if started_with(k) != v and k not in ALWAYS_SET}
+        changes.update((encode(name), None) for name, value in spec.env if value is None and name not in env)
         request.update(sandbox=sandbox, env=changes, arguments=spec.arguments)
-        interpreter.send(("run", run, request))
+        interpreter.send_run(run, {encode(name): encode(env[name]) for name in _SHARED}, request)
         return interpreter
 
     def once_command(self, spec: TaskSpec, sandbox: str, path_of: Callable[[str], str]) -> str:
@@ -183,7 +191,7 @@ class Warm:
 
     def kill(self, interpreter: Interpreter, run: int) -> None:
         """SIGKILL one task; the interpreter reports its end. With the interpreter gone, its end is reported anyway."""
-        interpreter.send(("kill", run))
+        interpreter.send_kill(run)
 
     def died(self, interpreter: Interpreter) -> list[int]:
         """Clean up after a dead interpreter; returns the runs it takes with it."""

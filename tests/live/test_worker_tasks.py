@@ -452,6 +452,67 @@ def test_a_python_tasks_children_die_with_it_and_its_wall_time_counts(pair: Pair
     wait_until(lambda: not alive(int(done.stdout)), "the end of the child")
 
 
+def test_a_process_that_a_task_forks_finds_locks_free_and_threads_gone(pair: Pair) -> None:
+    def fork() -> list[int]:
+        import logging
+        import signal
+        import threading
+
+        handler, held, over = logging.StreamHandler(), threading.Event(), threading.Event()
+        logging.getLogger().addHandler(handler)
+
+        def hold() -> None:
+            handler.acquire()
+            held.set()
+            over.wait(60)
+            handler.release()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(60)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)        # the end of a lock that nobody will release
+            logging.error("from the grandchild")
+            os._exit(threading.active_count())
+        _, status = os.waitpid(pid, 0)
+        over.set()
+        thread.join()
+        return [os.WTERMSIG(status), os.WEXITSTATUS(status), threading.active_count()]
+
+    blob, spec = python_task(fork, name="buffer-rnd-fork")
+    done = pair.run(spec, blob)
+    assert pickle.loads(done.outputs[0].inline or b"") == [0, 1, 1] and b"from the grandchild" in done.stdout
+
+
+def test_what_a_task_logs_and_registers_for_its_end_is_done_at_its_end(pair: Pair) -> None:
+    def log() -> None:
+        import atexit
+        import logging.handlers
+        import sys
+
+        kept = logging.handlers.MemoryHandler(100, target=logging.StreamHandler(sys.stdout))
+        logging.getLogger().addHandler(kept)
+        logging.warning("told early")
+        atexit.register(lambda: logging.warning("told late"))
+
+    blob, spec = python_task(log, name="buffer-rnd-log")
+    assert pair.run(spec, blob).stdout == b"told early\ntold late\n"
+
+
+def test_a_python_task_and_the_programs_it_starts_see_the_same_variables(pair: Pair) -> None:
+    def compare() -> tuple[bool, str]:
+        import subprocess
+
+        seen = subprocess.run(["env", "-0"], stdout=subprocess.PIPE, check=True).stdout.split(b"\0")
+        return dict(line.split(b"=", 1) for line in seen if line) == dict(os.environb), os.environ["MY_OWN"]
+
+    for value in ("\u00e4", "b"):
+        blob, spec = python_task(compare, name="buffer-rnd-compare")
+        done = pair.run(spec._replace(env=(("MY_OWN", value), ("HOME", None))), blob)
+        assert pickle.loads(done.outputs[0].inline or b"") == (True, value)
+
+
 def test_a_killed_interpreter_forsakes_its_tasks_and_is_started_again(pair: Pair) -> None:
     def wait_for_death(path: str) -> None:
         import pathlib

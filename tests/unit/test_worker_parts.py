@@ -13,7 +13,7 @@ import pytest
 from taskvine_core.errors import ConfigError, DiscoveryError, IntegrityError, SourceError
 from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.resources import Resources
-from taskvine_core.worker import detect, environment, pyserver, warm
+from taskvine_core.worker import detect, pyserver, warm
 from taskvine_core.worker.environment import base_environment, task_environment
 from taskvine_core.worker.finder import QUERY_INTERVAL_S, Finder
 from taskvine_core.worker.jobs import split_address
@@ -316,7 +316,7 @@ def test_the_worker_s_decisions_import_nothing_that_acts(name: str) -> None:
 
 
 def test_the_interpreters_program_which_can_import_nothing_of_ours_agrees_with_the_worker() -> None:
-    assert pyserver.SHARED_VARIABLES == environment.ALWAYS_SET
+    assert pyserver.HEADER.format == warm._HEADER.format
     assert pyserver.BIND_VARIABLE == warm._BIND
     assert all(getattr(pyserver, name) == getattr(warm, name) for name in ("READY", "STARTED", "ENDED", "NO_FORK"))
     assert pyserver.REPLY.format == warm.REPLY.format
