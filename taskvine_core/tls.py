@@ -14,6 +14,7 @@ import os
 import shutil
 import ssl
 import subprocess
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,24 @@ def server_context(key_file: str | os.PathLike[str], cert_file: str | os.PathLik
     return context
 
 
+def server_context_of(certificate: bytes, key: bytes, directory: str | os.PathLike[str]) -> ssl.SSLContext:
+    """``server_context`` from PEM bytes. OpenSSL reads files only: they lie in ``directory``, readable by us only, for
+    as long as that takes.
+
+    Raises:
+        ConfigError: they cannot be used, or the directory cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="tls-", dir=directory) as place:
+            key_file, cert_file = Path(place) / KEY_FILE, Path(place) / CERT_FILE
+            _write_private(key_file, key)
+            cert_file.write_bytes(certificate)
+            return server_context(key_file, cert_file)
+    except OSError as error:
+        raise ConfigError(f"no TLS key can be written in {directory}: {error.strerror}",
+                          hint="free some space there") from error
+
+
 def client_context(fingerprint: bytes | None) -> ssl.SSLContext:
     """Context of a connecting side, TLS 1.2 or later.
 
@@ -125,6 +144,23 @@ def peer_fingerprint(connection: ssl.SSLSocket | ssl.SSLObject) -> bytes:
     return sha256(der).digest()
 
 
+def fingerprint_of(certificate: bytes) -> bytes:
+    """sha256 of the first certificate in PEM bytes.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    text = certificate.decode("ascii", "replace")
+    begin = text.find(_PEM_BEGIN)
+    end = text.find(_PEM_END, max(0, begin))
+    try:
+        if begin < 0 or end < 0:
+            raise ValueError("there is no PEM certificate")
+        return sha256(ssl.PEM_cert_to_DER_cert(text[begin:end + len(_PEM_END)])).digest()
+    except ValueError as error:
+        raise ConfigError(f"not a TLS certificate: {error}", hint="give a PEM certificate") from error
+
+
 def fingerprint(cert_file: str | os.PathLike[str]) -> bytes:
     """sha256 of the first certificate of a PEM file: the server's ``binding`` for Session.
 
@@ -132,11 +168,8 @@ def fingerprint(cert_file: str | os.PathLike[str]) -> bytes:
         ConfigError: the file is missing or holds no certificate.
     """
     try:
-        text = Path(cert_file).read_text("ascii", "replace")
-        begin = text.index(_PEM_BEGIN)
-        end = text.index(_PEM_END, begin) + len(_PEM_END)
-        return sha256(ssl.PEM_cert_to_DER_cert(text[begin:end])).digest()
-    except (OSError, ValueError) as error:
+        return fingerprint_of(Path(cert_file).read_bytes())
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"the TLS certificate {cert_file} cannot be read: {error}",
                           hint="give a PEM certificate") from error
 
@@ -165,6 +198,21 @@ def make_self_signed(directory: str | os.PathLike[str]) -> tuple[Path, Path]:
         raise ConfigError(f"no TLS key can be written in {directory}: {error.strerror}",
                           hint="give a directory you can write") from error
     return key_file, cert_file
+
+
+def make_pair(directory: str | os.PathLike[str]) -> tuple[bytes, bytes]:
+    """A self-signed certificate and its key, as PEM bytes; nothing is left in ``directory``.
+
+    Raises:
+        ConfigError: as for ``make_self_signed``.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="tls-", dir=directory) as place:
+            key_file, cert_file = make_self_signed(place)
+            return cert_file.read_bytes(), key_file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"no TLS key can be written in {directory}: {error.strerror}",
+                          hint="give a directory you can write") from error
 
 
 def _write_private(path: Path, content: bytes) -> None:

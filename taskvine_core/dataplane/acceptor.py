@@ -53,7 +53,7 @@ class Acceptor:
     Args:
         secret: shared secret.
         role: our role in the handshake.
-        tls: None for plain TCP.
+        tls: None for plain TCP; ``protect`` changes it.
         adopt: takes an authenticated connection with the messages that came along; must return quickly.
         report: takes a sentence about each refused connection.
     """
@@ -62,6 +62,7 @@ class Acceptor:
         self._secret = secret
         self._role = role
         self._tls = tls
+        self._refusal = ""
         self._adopt = adopt
         self._report = report
         self._selector = selectors.DefaultSelector()
@@ -88,6 +89,15 @@ class Acceptor:
         self._thread = threading.Thread(target=self._run, name="vine-data-accept", daemon=True)
         self._thread.start()
         return port
+
+    def protect(self, tls: Tls | None, refusal: str = "") -> None:
+        """How connections accepted from now on are protected; callable from any thread.
+
+        Args:
+            tls: None for plain TCP.
+            refusal: not "": all are refused, for this reason.
+        """
+        self._tls, self._refusal = tls, refusal
 
     def close(self) -> None:
         """Stop listening and drop every stranger."""
@@ -131,23 +141,28 @@ class Acceptor:
             self._meet(sock, f"{address[0]}:{address[1]}")
 
     def _meet(self, sock: socket.socket, peer: str) -> None:
+        tls, refusal = self._tls, self._refusal
+        if refusal:
+            sock.close()
+            self._report(f"refused data connection from {peer}: {refusal}")
+            return
         if len(self._strangers) >= MAX_STRANGERS:
             oldest = next(iter(self._strangers.values()))
             self._drop(oldest, "too many connections that have not proved anything")
         sock.setblocking(False)
         tune(sock)
         binding = b""
-        if self._tls is not None:
+        if tls is not None:
             try:
-                sock = self._tls.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                sock = tls.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             except OSError as error:
                 sock.close()
                 self._report(f"{peer}: {error}")
                 return
-            binding = self._tls.fingerprint
+            binding = tls.fingerprint
         session = Session(secret=self._secret, role=self._role, initiator=False, nonce=os.urandom(NONCE_BYTES),
-                          binding=binding, mac=self._tls is None)
-        stranger = _Stranger(sock, session, peer, time.monotonic() + HANDSHAKE_TIMEOUT_S, self._tls is None)
+                          binding=binding, mac=tls is None)
+        stranger = _Stranger(sock, session, peer, time.monotonic() + HANDSHAKE_TIMEOUT_S, tls is None)
         self._strangers[sock] = stranger
         self._selector.register(sock, selectors.EVENT_READ, stranger)
 

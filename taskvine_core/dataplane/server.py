@@ -111,6 +111,7 @@ class DataServer:
         self._secret = secret
         self._role = role
         self._tls = tls
+        self._refusal = ""
         self._acceptors: list[Acceptor] = []
         self._changed = threading.Condition()
         self._waiting: deque[Channel] = deque()
@@ -126,6 +127,7 @@ class DataServer:
         """
         acceptor = Acceptor(secret=self._secret, role=self._role, tls=self._tls, adopt=self.serve,
                             report=self._report)
+        acceptor.protect(self._tls, self._refusal)
         port = acceptor.listen(host, ports)
         self._acceptors.append(acceptor)
         return port
@@ -133,6 +135,17 @@ class DataServer:
     def set_secret(self, secret: bytes) -> None:
         """Key for listeners opened from now on."""
         self._secret = secret
+
+    def protect(self, tls: Tls | None, refusal: str = "") -> None:
+        """How connections accepted from now on by our own ports are protected.
+
+        Args:
+            tls: None for plain TCP with MACs.
+            refusal: not "": all are refused, for this reason.
+        """
+        self._tls, self._refusal = tls, refusal
+        for acceptor in self._acceptors:
+            acceptor.protect(tls, refusal)
 
     def serve(self, sock: socket.socket, session: Session, messages: Sequence[object] = ()) -> None:
         """Adopt an established connection of role "data"; returns at once.

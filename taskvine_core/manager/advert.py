@@ -17,6 +17,7 @@ from taskvine_core.catalog.local import Advertiser
 from taskvine_core.errors import VineError
 
 _CONNECTION_MODES = ("by_ip", "by_hostname", "by_apparent_ip")
+LOOPBACK = "127.0.0.1"
 
 
 class Advert:
@@ -25,10 +26,12 @@ class Advert:
     Args:
         name: project name or None.
         ssl_fingerprint: hexadecimal digest of the certificate, "" without TLS.
+        loopback: it can be reached from this machine only.
     """
 
-    def __init__(self, name: str | None, ssl_fingerprint: str) -> None:
+    def __init__(self, name: str | None, ssl_fingerprint: str, *, loopback: bool = False) -> None:
         self.name = name
+        self._addresses = {"addresses": [LOOPBACK]} if loopback else {}
         self.ssl_fingerprint = ssl_fingerprint
         self.port = 0
         self.manager_id = ""
@@ -49,9 +52,9 @@ class Advert:
         if not self.name or not self.port:
             return  # the runner's first turn may come before the API has told the port here
         record = {
-            **status, "type": "vine_manager", "project": self.name, "port": self.port, "manager_id": self.manager_id,
-            "taskvine_uuid": self.manager_id, "priority": self.priority, "working_dir": self._working_dir,
-            "owner": self._owner, "version": __version__, "starttime": self._start,
+            **status, **self._addresses, "type": "vine_manager", "project": self.name, "port": self.port,
+            "manager_id": self.manager_id, "taskvine_uuid": self.manager_id, "priority": self.priority,
+            "working_dir": self._working_dir, "owner": self._owner, "version": __version__, "starttime": self._start,
             "manager_preferred_connection": self.connection, "ssl": bool(self.ssl_fingerprint),
             "ssl_fingerprint": self.ssl_fingerprint, "pid": os.getpid()}
         try:

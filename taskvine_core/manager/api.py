@@ -29,7 +29,7 @@ from taskvine_core.manager.python_files import PythonFiles
 from taskvine_core.manager.runner import ManagerRunner, RunnerSettings
 from taskvine_core.manager.stats import ManagerStats
 from taskvine_core.manager.task import Task
-from taskvine_core.secret import load_secret
+from taskvine_core.secret import INSECURE_SECRET, load_secret
 from taskvine_core.tls import fingerprint
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
             and protected against change, but can be read.
         init_fn: called with the manager once it is ready.
         status_display_interval: show a status table at most so often (s) during wait; None or < 1: never.
+        insecure: no secret: workers and status tools of anybody on this machine may connect with ``--insecure``. Binds
+            the loopback address only. For containers and tests without a home.
 
     Raises:
         StartError: (an Exception) it cannot be created: port in use, directory not writable, ...
@@ -63,7 +65,7 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
                  staging_path: str | os.PathLike[str] | None = None,
                  ssl: tuple[str | None, str | None] | bool | None = None,
                  init_fn: Callable[[Self], Any] | None = None,
-                 status_display_interval: float | None = None) -> None:
+                 status_display_interval: float | None = None, insecure: bool = False) -> None:
         ports = setup.port_range(port)
         if name is not None:
             checks.text(name, "name")
@@ -78,7 +80,8 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
         self._table = FileTable()
         self._display = display
         try:
-            self._start(ports, name, bool(shutdown), run_info_path, run_info_template, staging_path, ssl)
+            self._start(ports, name, bool(shutdown), run_info_path, run_info_template, staging_path, ssl,
+                        bool(insecure))
         except (UsageError, UsageTypeError):
             raise
         except (VineError, OSError) as error:
@@ -96,21 +99,27 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
 
     def _start(self, ports: tuple[int, int], name: str | None, shutdown: bool,
                run_info_path: str | os.PathLike[str], run_info_template: str | None,
-               staging_path: str | os.PathLike[str] | None, ssl: object) -> None:
+               staging_path: str | os.PathLike[str] | None, ssl: object, insecure: bool) -> None:
         """Make the run's directory, start the runner, arrange for the end."""
         run = self._run = create_run_directory(os.fspath(run_info_path), run_info_template,
                                                None if staging_path is None else os.fspath(staging_path))
         tls = self._tls = setup.tls_files(ssl, run.runtime)
-        self._advert = advert = Advert(name, "" if tls is None else fingerprint(tls[1]).hex())
+        peer_key = None if tls is None else setup.peer_key(run.runtime)
+        self._peers_possible = tls is None or peer_key is not None
+        self._advert = advert = Advert(name, "" if tls is None else fingerprint(tls[1]).hex(), loopback=insecure)
         self._settings = RunnerSettings(
-            secret=load_secret(), staging=run.staging, ports=ports, name=name, tls=tls, observer=LogBook(run.logs),
-            advertise=advert.publish)
+            secret=INSECURE_SECRET if insecure else load_secret(), insecure=insecure, staging=run.staging, ports=ports,
+            name=name, tls=tls, peer_key=peer_key, observer=LogBook(run.logs), advertise=advert.publish)
         self._runner = ManagerRunner(self._settings)
         advert.port, advert.manager_id = self._runner.port, self._runner.manager_id
         self._shutdown = setup.Shutdown(self._runner, run, advert, shutdown)
         if ssl is True and tls is not None:
             self._shutdown.own_files.extend(tls)
         self._finalizer = weakref.finalize(self, self._shutdown)
+        if insecure:
+            sys.stderr.write("taskvine: insecure: everybody on this machine can give this manager workers\n")
+        if not self._peers_possible:
+            self._set_peers(False)
 
     # ------------------------------------------------------------------ end
 

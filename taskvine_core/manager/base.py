@@ -32,3 +32,4 @@ class ManagerBase:
     #: Submitted and not returned by wait.
     _tasks: dict[int, Task]
     _peer_transfers: bool
+    _peers_possible: bool

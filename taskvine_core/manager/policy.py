@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from taskvine_core.errors import UsageError, VineError
+from taskvine_core.errors import ConfigError, UsageError, VineError
 from taskvine_core.manager import checks
 from taskvine_core.manager.category_calls import CategoryMixin
 from taskvine_core.manager.events import BlockHost, UnblockHost
@@ -47,7 +47,15 @@ class PolicyMixin(CategoryMixin):
         return code
 
     def enable_peer_transfers(self) -> None:
-        """Workers may copy files from each other (the default)."""
+        """Workers may copy files from each other (the default).
+
+        Raises:
+            ConfigError: the manager uses TLS and could make no certificate for these transfers; in the clear they
+                are not done.
+        """
+        if not self._peers_possible:
+            raise ConfigError("workers cannot encrypt transfers between each other: no certificate could be made",
+                              hint="install the Python package cryptography or the command openssl")
         self._set_peers(True)
 
     def disable_peer_transfers(self) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from taskvine_core import secret as secrets_
 from taskvine_core.dataplane.channel import Tls as DataTls
 from taskvine_core.dataplane.server import DataServer
 from taskvine_core.errors import UsageError
@@ -30,7 +29,7 @@ from taskvine_core.manager.connections import Connection, Connections, Listener,
 from taskvine_core.manager.core import ManagerCore
 from taskvine_core.manager.effects import Contents, Effects
 from taskvine_core.model.files import FileDecl
-from taskvine_core.protocol.messages import Fetch, Query, Reply, WorkerHello
+from taskvine_core.protocol.messages import Fetch, PeerKey, Query, Reply, WorkerHello
 
 T = TypeVar("T")
 
@@ -54,8 +53,10 @@ class RunnerSettings:
 
     Attributes:
         ports: closed range to listen on, (0, 0) = any.
-        host: address to bind, "" = all; --insecure managers bind loopback only.
+        host: address to bind, "" = all.
+        insecure: the secret is the one everybody knows: bind the loopback address whatever ``host`` says.
         tls: (key file, certificate file) or None.
+        peer_key: what workers encrypt transfers between each other with; only with ``tls``.
         staging: directory for files the manager keeps for a while.
         advertise: called every ``advertise_s`` with the manager record, in the background thread.
     """
@@ -66,6 +67,7 @@ class RunnerSettings:
     host: str = ""
     name: str | None = None
     tls: tuple[str, str] | None = None
+    peer_key: PeerKey | None = None
     insecure: bool = False
     observer: Observer = field(default_factory=NullObserver)
     advertise: Callable[[dict[str, Any]], None] | None = None
@@ -91,7 +93,7 @@ class ManagerRunner:
         self._ids_lock = threading.Lock()
         self._next_id = 1
         tls = self._load_tls(settings.tls)
-        secret = secrets_.INSECURE_SECRET if settings.insecure else settings.secret
+        secret = settings.secret
         host = "127.0.0.1" if settings.insecure else settings.host
         listener = Listener(self._established, self._messages, self._closed, self._note)
         self._net = Connections(host=host, ports=settings.ports, secret=secret, tls=tls, listener=listener)
@@ -361,6 +363,8 @@ class ManagerRunner:
             if not isinstance(hello, WorkerHello):
                 self._net.close_after_writing(connection.key, "a worker must say hello first")
                 return False
+            if self._settings.peer_key is not None:
+                self._net.send(connection.key, self._settings.peer_key)     # before the core's Welcome
             self._events.append(ev.WorkerJoined(connection.key, hello, connection.host, connection.port))
             messages = messages[1:]
         if messages:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvine_core.errors import UsageError, UsageTypeError
+from taskvine_core.errors import ConfigError, UsageError, UsageTypeError
 from taskvine_core.logs.rundir import RunDirectory
+from taskvine_core.protocol.messages import PeerKey
 
 if TYPE_CHECKING:
     from taskvine_core.manager.advert import Advert
@@ -106,6 +108,24 @@ def tls_files(ssl: object, directory: Path) -> tuple[str, str] | None:
         if not os.path.isfile(path):
             raise UsageError(f"ssl: the {what} file {os.fspath(path)!r} does not exist")
     return os.fspath(ssl[0]), os.fspath(ssl[1])
+
+
+def peer_key(directory: Path) -> PeerKey | None:
+    """What the workers of a manager with TLS encrypt their transfers with; None, with a warning, when nothing here can
+    make it: then these transfers are off. One pair for all workers of a run, made in memory's reach only: whoever has
+    the shared key may be any worker anyway, and TLS's session keys do not depend on the pair once they are agreed.
+
+    Args:
+        directory: of this run.
+    """
+    from taskvine_core.tls import make_pair
+
+    try:
+        certificate, key = make_pair(directory)
+    except ConfigError as error:
+        sys.stderr.write(f"taskvine: workers cannot encrypt transfers between each other, so these are off: {error}\n")
+        return None
+    return PeerKey(certificate, key)
 
 
 #: New objects between two looks of the garbage collector at the young ones. Python's 700 or 2,000 cost a manager a

@@ -319,6 +319,15 @@ class Release(NamedTuple):
     reason: str
 
 
+class PeerKey(NamedTuple):
+    """Sent before Welcome on TLS links only: certificate and private key, PEM, with which this manager's workers
+    serve each other, and whose fingerprint they pin. Never logged. Without it, workers of a TLS manager neither serve
+    peers nor fetch from them."""
+
+    certificate: bytes
+    key: bytes
+
+
 # ---------------------------------------------------------------------------- status and control role
 
 
@@ -342,7 +351,7 @@ class Reply(NamedTuple):
 FromWorker = (WorkerHello | CacheOffer | ResourceReport | CacheUpdate | CacheInvalid | CacheGone | TaskDone | Recalled
               | WatchData | UploadFailed | LeaveRequest | Pong)
 ToWorker = (Welcome | PutInline | Fetch | MiniTask | SetLevel | Unlink | Dispatch | Kill | Recall | Upload | Ping
-            | Drain | Release)
+            | Drain | Release | PeerKey)
 Message = FromWorker | ToWorker | Query | Reply
 
 #: Wire number of each message. Append only; a number is never used again.
@@ -350,6 +359,6 @@ NUMBERS: dict[type, int] = {
     WorkerHello: 1, CacheOffer: 2, ResourceReport: 3, CacheUpdate: 4, CacheInvalid: 5, CacheGone: 6, TaskDone: 7,
     Recalled: 8, WatchData: 9, UploadFailed: 10, LeaveRequest: 11, Pong: 12,
     Welcome: 32, PutInline: 33, Fetch: 34, MiniTask: 35, SetLevel: 36, Unlink: 37, Dispatch: 38, Kill: 39, Recall: 40,
-    Upload: 41, Ping: 42, Drain: 43, Release: 44,
+    Upload: 41, Ping: 42, Drain: 43, Release: 44, PeerKey: 45,
     Query: 64, Reply: 65,
 }

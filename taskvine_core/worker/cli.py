@@ -142,8 +142,9 @@ def _offer(options: Options, path: str) -> tuple[Resources, list[str]]:
 def _listen(options: Options, jobs: Jobs) -> int:
     """The port peers fetch from; 0 when none could be opened: the worker works all the same."""
     low, high = options.transfer_ports
+    host = "127.0.0.1" if options.insecure else ""
     try:
-        return jobs.listen(range(low, high + 1) if high > low else low)
+        return jobs.listen(host, range(low, high + 1) if high > low else low)
     except (VineError, OSError) as error:
         print(f"vine_worker: other workers cannot fetch from here: {error}", file=sys.stderr)
         return 0

@@ -11,8 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvine_core.errors import DiskFullError, SourceError, TransferError, VineError
-from taskvine_core.protocol.messages import BLAME_OBJECT, BLAME_SELF, BLAME_SOURCE, SOURCE_MANAGER, SOURCE_URL
+from taskvine_core.errors import DiskFullError, SecurityError, SourceError, TransferError, VineError
+from taskvine_core.protocol.messages import (
+    BLAME_OBJECT,
+    BLAME_SELF,
+    BLAME_SOURCE,
+    SOURCE_MANAGER,
+    SOURCE_PEER,
+    SOURCE_URL,
+    PeerKey,
+)
 from taskvine_core.worker import events as e
 from taskvine_core.worker.detect import disk_free_mb
 from taskvine_core.worker.pool import Mailbox, Pool
@@ -47,6 +55,8 @@ class Jobs:
                  now: Callable[[], float]) -> None:
         self.manager: tuple[str, int] = ("", 0)
         self.tls: Tls | None = None
+        self._peer_tls: Tls | None = None
+        self._no_peers = "no manager has said yet how to protect it"
         self._store = store
         self._mailbox = mailbox
         self._secret = secret
@@ -56,8 +66,12 @@ class Jobs:
         self._cancelled: dict[int, threading.Event] = {}
         self._server: DataServer | None = None
 
-    def listen(self, ports: range | int) -> int:
+    def listen(self, host: str, ports: range | int) -> int:
         """Serve peers from now on; returns the port.
+
+        Args:
+            host: address to bind, "" = all.
+            ports: one, 0 for any free one, or a range to try.
 
         Raises:
             VineError, OSError: no port can be opened.
@@ -66,7 +80,37 @@ class Jobs:
 
         self._server = DataServer(secret=self._secret, role="worker", provider=self, max_threads=SERVE_THREADS,
                                   timeout_s=SERVE_TIMEOUT_S)
-        return self._server.listen("", ports)
+        self._server.protect(None, self._no_peers)
+        return self._server.listen(host, ports)
+
+    def protect(self, key: PeerKey | None) -> None:
+        """How peers are served and asked from now on. ``manager`` and ``tls`` are those of the current manager.
+
+        Args:
+            key: what the manager gave; None: it gave none. With a TLS manager there are then no peer transfers:
+                what is encrypted on its way to one worker must not be readable on its way to the next.
+        """
+        served: Tls | None = None
+        self._peer_tls, self._no_peers = None, ""
+        if self.tls is not None:
+            try:
+                served, self._peer_tls = self._peer_contexts(key)
+            except VineError as error:
+                self._no_peers = str(error)
+        if self._server is not None:
+            self._server.protect(served, self._no_peers)
+
+    def _peer_contexts(self, key: PeerKey | None) -> tuple[Tls, Tls]:
+        """TLS for serving peers and for asking them."""
+        from taskvine_core import tls
+        from taskvine_core.dataplane.channel import Tls
+
+        if key is None:
+            raise SecurityError("the manager uses TLS and gave no certificate for transfers between workers",
+                                hint="these transfers are off: everything goes through the manager")
+        fingerprint = tls.fingerprint_of(key.certificate)
+        return (Tls(tls.server_context_of(key.certificate, key.key, self._store.transfer), fingerprint),
+                Tls(tls.client_context(fingerprint), fingerprint))
 
     def close(self) -> None:
         for cancelled in self._cancelled.values():
@@ -78,8 +122,9 @@ class Jobs:
 
     def start_fetch(self, order: e.StartFetch) -> None:
         cancelled = self._cancelled[order.job] = threading.Event()
-        manager, tls = self.manager, self.tls
-        self._fetches.submit(lambda: self._run_fetch(order, cancelled, manager, tls))
+        manager, tls = (self.manager, self.tls) if order.where == SOURCE_MANAGER else (("", 0), self._peer_tls)
+        refusal = self._no_peers if order.where == SOURCE_PEER else ""
+        self._fetches.submit(lambda: self._run_fetch(order, cancelled, manager, tls, refusal))
 
     def cancel_fetch(self, job: int) -> None:
         cancelled = self._cancelled.get(job)
@@ -90,14 +135,15 @@ class Jobs:
         self._cancelled.pop(job, None)
 
     def _run_fetch(self, order: e.StartFetch, cancelled: threading.Event, manager: tuple[str, int],
-                   tls: Tls | None) -> None:
+                   tls: Tls | None, refusal: str) -> None:
         try:
+            if refusal:
+                raise SecurityError(refusal)
             if order.where == SOURCE_URL:
                 self._fetch_url(order, cancelled)
-            elif order.where == SOURCE_MANAGER:
-                self._fetch_objects(order, cancelled, manager, tls)
             else:
-                self._fetch_objects(order, cancelled, split_address(order.address), None)
+                address = manager if order.where == SOURCE_MANAGER else split_address(order.address)
+                self._fetch_objects(order, cancelled, address, tls)
         except Exception as error:      # a thread must always report, or its tasks would wait for ever
             for item in order.items:
                 self._mailbox.post(e.ObjectFailed(item.serial, BLAME_SELF, f"{type(error).__name__}: {error}"))

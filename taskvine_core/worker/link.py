@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskvine_core.errors import HandshakeError, RemoteProtocolError, SecurityError, VineError
-from taskvine_core.protocol.messages import Message
+from taskvine_core.protocol.messages import Message, PeerKey
 from taskvine_core.protocol.session import Session
 from taskvine_core.records import NamedTuple
 
@@ -73,6 +73,7 @@ class Link:
         self._session: Session | None = None
         self._phase = "connecting"
         self.welcomed = False           # the caller sets it; until then the deadline counts
+        self.peer_key: PeerKey | None = None    # kept for the caller until the manager says welcome
         self.was_established = False    # a session that failed later no longer says so itself
         try:
             family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -246,9 +246,8 @@ class Runner:
         if fresh:
             self._introduce(link)
         if messages:
-            for message in messages:
-                if type(message) is m.Welcome:
-                    self._on_welcome(link, message)
+            if not link.welcomed:
+                messages = [message for message in messages if not self._on_greeting(link, message)]
             self._events.append(e.Received(messages))
         self._watch_link()
 
@@ -261,10 +260,17 @@ class Runner:
         self._last_trouble = ""
         self._say(f"connected to manager {link.address[0]}:{link.address[1]} via local address {host}:{port}")
 
-    def _on_welcome(self, link: Link, message: m.Welcome) -> None:
-        link.welcomed = True
-        self._jobs.manager = (link.address[0], message.data_port)
-        self._jobs.tls = self._finder.data_tls()
+    def _on_greeting(self, link: Link, message: Message) -> bool:
+        """What a manager says first. True for what stays here: a key goes neither to the core nor into its log."""
+        if type(message) is m.PeerKey:
+            link.peer_key = message
+            return True
+        if type(message) is m.Welcome:
+            link.welcomed = True
+            self._jobs.manager = (link.address[0], message.data_port)
+            self._jobs.tls = self._finder.data_tls()
+            self._jobs.protect(link.peer_key)
+        return False
 
     def _lose_link(self, reason: str, denied: bool) -> None:
         link = self._link

@@ -36,10 +36,11 @@ class FakeManager:
     """A listener on loopback. ``link`` and ``session`` belong to the worker accepted last."""
 
     def __init__(self, manager_id: str = "m-1", port: int = 0, secret: bytes = SECRET,
-                 tls: tuple[ssl.SSLContext, bytes] | None = None) -> None:
+                 tls: tuple[ssl.SSLContext, bytes] | None = None, peer_key: m.PeerKey | None = None) -> None:
         self.manager_id = manager_id
         self.secret = secret
         self.tls = tls
+        self.peer_key = peer_key
         self.listener = socket.create_server(("127.0.0.1", port))
         self.port = self.listener.getsockname()[1]
         self.inbox: list[Any] = []
@@ -84,6 +85,8 @@ class FakeManager:
         return hello
 
     def welcome(self, max_stdout_bytes: int = 1 << 30) -> m.CacheOffer:
+        if self.peer_key is not None:
+            self.send(self.peer_key)
         self.send(m.Welcome(self.manager_id, "fake", self.data_port, 60.0, max_stdout_bytes))
         return self.expect(m.CacheOffer)
 
