@@ -5,12 +5,13 @@ Owns the public names. Everything else is found in submodules and may change.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from taskvine_core import constants as cvine
 from taskvine_core.constants import *  # noqa: F403 - VINE_* are part of the package's face
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from taskvine_core.factory_handle import Factory as Factory
     from taskvine_core.manager.api import Manager as Manager
     from taskvine_core.manager.display import JupyterDisplay as JupyterDisplay

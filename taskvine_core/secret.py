@@ -6,16 +6,19 @@ or logs a key.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
-import re
 import stat
 import time
 from functools import lru_cache
-from pathlib import Path
 
 from taskvine_core.errors import ConfigError, SecurityError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Key of ``--insecure``: known to everybody, so the listener that uses it binds loopback only.
 INSECURE_SECRET = hashlib.sha256(b"taskvine_core: no secret, loopback only").digest()
@@ -39,7 +42,7 @@ _PRIVATE_DIR_MODE = 0o700
 _PRIVATE_FILE_MODE = 0o600
 _OTHERS = 0o077
 _OTHERS_WRITE = 0o022
-_KEY_TEXT = re.compile(rb"[0-9a-f]{64}\n?\Z")
+_KEY_DIGITS = b"0123456789abcdef"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EACCES)
 
 
@@ -50,11 +53,22 @@ def state_directory() -> Path:
         SecurityError: others can write in it.
         ConfigError: it cannot be made.
     """
+    from pathlib import Path
+
+    return Path(_state_directory())
+
+
+def _state_directory() -> str:
+    """``state_directory`` as text: a worker's start loads no pathlib."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    path = (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "taskvine"
+    path = os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/state"), "taskvine")
+    if path.startswith("~"):
+        raise ConfigError("this user has no home directory", hint="set HOME, or XDG_STATE_HOME, to one you can write")
     try:
-        path.mkdir(mode=_PRIVATE_DIR_MODE, parents=True, exist_ok=True)
-        mode = path.stat().st_mode
+        if not os.path.isdir(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.makedirs(path, mode=_PRIVATE_DIR_MODE, exist_ok=True)
+        mode = os.stat(path).st_mode
     except OSError as error:
         raise ConfigError(f"the state directory {path} cannot be made: {error.strerror}",
                           hint="set XDG_STATE_HOME to a directory you can write") from error
@@ -94,7 +108,7 @@ def load_secret(password_file: str | None = None) -> bytes:
         SecurityError: the user's own key file can be read by others, or is damaged.
     """
     if password_file is None:
-        return _own_secret(state_directory() / SECRET_FILE)
+        return _own_secret(f"{_state_directory()}/{SECRET_FILE}")
     try:
         with open(password_file, "rb") as file:
             content = file.read(_MAX_PASSWORD_FILE_BYTES + 1)
@@ -104,7 +118,7 @@ def load_secret(password_file: str | None = None) -> bytes:
     if len(content) > _MAX_PASSWORD_FILE_BYTES:
         raise ConfigError(f"the password file {password_file} is larger than {_MAX_PASSWORD_FILE_BYTES} bytes",
                           hint="give a file that holds only a password")
-    if _KEY_TEXT.match(content):
+    if _is_key(content):
         return bytes.fromhex(content.decode("ascii"))
     password = content.rstrip(b"\r\n")
     if not password:
@@ -112,7 +126,13 @@ def load_secret(password_file: str | None = None) -> bytes:
     return _stretch(password)
 
 
-def _own_secret(path: Path) -> bytes:
+def _is_key(content: bytes) -> bool:
+    """64 hexadecimal digits, perhaps with a newline."""
+    digits = content.removesuffix(b"\n")
+    return len(digits) == 2 * SECRET_BYTES and not digits.strip(_KEY_DIGITS)
+
+
+def _own_secret(path: str) -> bytes:
     content = _read_private(path)
     if content is None:
         _create(path)
@@ -121,12 +141,12 @@ def _own_secret(path: Path) -> bytes:
     while content == b"" and time.monotonic() < deadline:
         time.sleep(_FILL_POLL_S)  # another process made it and is about to fill it
         content = _read_private(path)
-    if content is None or not _KEY_TEXT.match(content):
+    if content is None or not _is_key(content):
         raise SecurityError(f"the key file {path} is damaged", hint="delete it; a new one is made at the next start")
     return bytes.fromhex(content.decode("ascii"))
 
 
-def _read_private(path: Path) -> bytes | None:
+def _read_private(path: str) -> bytes | None:
     """Content of our key file, None when there is none.
 
     The permissions are those of the file that was opened, not of what the name points to a moment later.
@@ -148,10 +168,10 @@ def _read_private(path: Path) -> bytes | None:
         return file.read(_MAX_PASSWORD_FILE_BYTES)
 
 
-def _create(path: Path) -> None:
+def _create(path: str) -> None:
     """Make the key file unless another process did; never leaves a partial one under its name."""
     text = os.urandom(SECRET_BYTES).hex().encode("ascii") + b"\n"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
     try:
         _write_new(temporary, text)
         try:
@@ -166,10 +186,10 @@ def _create(path: Path) -> None:
         raise ConfigError(f"the key file {path} cannot be made: {error.strerror}",
                           hint="free some space, or set XDG_STATE_HOME to a directory you can write") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def _write_new(path: str, content: bytes) -> None:
     """Create a file that did not exist, readable by us only, and fill it with one write; whole or not at all."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_FILE_MODE)
     try:
@@ -177,5 +197,10 @@ def _write_new(path: Path, content: bytes) -> None:
             file.write(content)
             os.fsync(descriptor)
     except OSError:
-        path.unlink(missing_ok=True)
+        _remove(path)
         raise
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -16,13 +16,17 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from taskvine_core.errors import SecurityError, SourceError
 from taskvine_core.records import NamedTuple
 
-StrPath = str | Path
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    StrPath = str | Path
+
 
 #: kind, permission bits, length of the name, bytes of content that follow the name.
 RECORD = struct.Struct(">BHHQ")

@@ -10,17 +10,23 @@ which the sender knows too: whatever ``pack`` accepts and fits in a frame is rea
 
 from __future__ import annotations
 
+import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
 from taskvine_core.errors import LocalProtocolError, RemoteProtocolError
 from taskvine_core.protocol import messages as vocabulary
 from taskvine_core.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    _Check = Callable[[Any], Any]
 
 #: How text that is not UTF-8 travels (commands, paths, environment): as os.fsdecode() reads it, both ways.
 UNICODE_ERRORS = "surrogateescape"
@@ -38,7 +44,6 @@ MAX_FLOAT = 1e100
 _LOOKS = {int: "int", float: "float", str: "str", bytes: "bytes", bool: "bool", tuple: "array", dict: "map",
           type(None): "nil"}
 _HINT = "the other side runs another version or is faulty; the connection is closed"
-_Check = Callable[[Any], Any]
 
 
 class _Fault(Exception):
@@ -152,7 +157,7 @@ def _record_decoder(cls: type, prefix: int) -> _Check:
         prefix: how many elements before the fields are skipped (a message's number).
     """
     names: tuple[str, ...] = cls._fields  # type: ignore[attr-defined]
-    hints = get_type_hints(cls)
+    hints = _annotations(cls)
     plans = [_plan_of(hints[name], f"{cls.__name__}.{name}") for name in names]
 
     def carefully(values: Any) -> Any:
@@ -207,6 +212,12 @@ def _fast_test(field: str, kind: type) -> str:
     return f"type({field}) is {kind.__name__}{bounds}"
 
 
+def _annotations(cls: type) -> dict[str, Any]:
+    """Annotations of a message class. ``typing.get_type_hints`` without ``typing``, which workers do not load."""
+    space = vars(sys.modules[cls.__module__])
+    return {name: eval(hint, space) if type(hint) is str else hint for name, hint in cls.__annotations__.items()}
+
+
 def _plan_of(hint: Any, where: str) -> _Plan:
     """The plan of one annotation.
 
@@ -219,12 +230,13 @@ def _plan_of(hint: Any, where: str) -> _Plan:
         return _float_plan(float)
     if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
         return _Plan(_shared_record(hint))
-    origin, arguments = get_origin(hint), get_args(hint)
+    origin = getattr(hint, "__origin__", type(hint))
+    arguments: tuple[Any, ...] = getattr(hint, "__args__", ())
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         return _sequence_plan(_plan_of(arguments[0], where))
     if origin is tuple and arguments and Ellipsis not in arguments:
         return _fixed_plan([_plan_of(argument, where) for argument in arguments])
-    if origin in (types.UnionType, Union) and len(arguments) == 2 and type(None) in arguments:
+    if origin is types.UnionType and len(arguments) == 2 and type(None) in arguments:
         inner = next(argument for argument in arguments if argument is not type(None))
         if inner in (int, str, bytes, bool):
             return _scalar_plan(inner, type(None))

@@ -18,11 +18,14 @@ from __future__ import annotations
 import hmac
 import struct
 from hashlib import sha256
-from typing import NoReturn
 
 from taskvine_core.errors import HandshakeError, LocalProtocolError
 from taskvine_core.protocol.messages import PROTOCOL_VERSION
 from taskvine_core.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 NONCE_BYTES = 32
 MAGIC = b"VINE"

@@ -7,12 +7,15 @@ with a message.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from taskvine_core.errors import HandshakeError, LocalProtocolError, RemoteProtocolError
 from taskvine_core.protocol import codec
 from taskvine_core.protocol.frames import MAX_FRAME_BYTES, FrameReader, FrameWriter
 from taskvine_core.protocol.handshake import Handshake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Messages put in one frame at most. A receiver acts on a frame when all of it is here: frames of some 100 kB
 #: cost as little per message as larger ones.

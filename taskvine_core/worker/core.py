@@ -13,7 +13,6 @@ by exactly one TaskDone; every Fetch and MiniTask by exactly one CacheUpdate or 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_CACHE_LEVEL_WORKFLOW
 from taskvine_core.errors import StateError
@@ -23,6 +22,10 @@ from taskvine_core.worker.base import CoreSettings
 from taskvine_core.worker.life import NEVER, TERM_GRACE_S
 from taskvine_core.worker.machines import CREATING, QUEUED, READY, RUNNING
 from taskvine_core.worker.running import LOOK_INTERVAL_S, Running
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class WorkerCore(Running):

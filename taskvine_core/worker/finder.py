@@ -5,12 +5,11 @@ Owns the list of candidates: given addresses, or whatever advertises a matching 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from taskvine_core.errors import ConfigError, DiscoveryError
 from taskvine_core.records import NamedTuple
 from taskvine_core.worker.options import Options
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import random
     import ssl

@@ -8,8 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from taskvine_core.errors import DiskFullError, SecurityError, SourceError, TransferError, VineError
 from taskvine_core.protocol.messages import (
@@ -26,7 +24,10 @@ from taskvine_core.worker.detect import disk_free_mb
 from taskvine_core.worker.pool import Mailbox, Pool
 from taskvine_core.worker.store import Store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from taskvine_core.dataplane.channel import Tls
     from taskvine_core.dataplane.objects import ObjectInfo
     from taskvine_core.dataplane.server import DataServer, ServedObject
@@ -156,7 +157,7 @@ class Jobs:
         item = order.items[0]
         start = self._now()
         try:
-            info = fetch_url(order.address, Path(self._store.transfer_path(item.serial)), timeout_s=order.timeout_s,
+            info = fetch_url(order.address, _path(self._store.transfer_path(item.serial)), timeout_s=order.timeout_s,
                              cancel=cancelled.is_set, room=self._room)
         except VineError as error:
             blame = BLAME_OBJECT if isinstance(error, SourceError) else BLAME_SELF
@@ -170,7 +171,7 @@ class Jobs:
 
         by_name = {item.name: item for item in order.items}
         start = self._now()
-        for result in fetch(address, list(by_name), lambda name: Path(self._store.transfer_path(by_name[name].serial)),
+        for result in fetch(address, list(by_name), lambda name: _path(self._store.transfer_path(by_name[name].serial)),
                             secret=self._secret, expected={i.name: i.sha256 for i in order.items if i.sha256},
                             sizes={i.name: i.size_bytes for i in order.items if i.size_bytes >= 0},
                             timeout_s=order.timeout_s, cancel=cancelled.is_set, room=self._room, tls=tls):
@@ -206,7 +207,7 @@ class Jobs:
             if not self._store.is_intact(order.name):
                 self._lost(order.name)
                 raise SourceError(f"{order.name} was damaged on this worker's disk and is dropped")
-            upload(manager, order.transfer_id, order.name, Path(self._store.path_of(order.name)), secret=self._secret,
+            upload(manager, order.transfer_id, order.name, _path(self._store.path_of(order.name)), secret=self._secret,
                    timeout_s=order.timeout_s, tls=tls, sha256=self._store.sha256_of(order.name))
         except Exception as failure:    # as above: always report
             error = str(failure)
@@ -225,7 +226,7 @@ class Jobs:
             if self._store.knows(name):
                 self._lost(name)
             return None
-        return ServedObject(Path(self._store.path_of(name)), self._store.sha256_of(name), lambda ok, sent: None)
+        return ServedObject(_path(self._store.path_of(name)), self._store.sha256_of(name), lambda ok, sent: None)
 
     def begin_upload(self, transfer_id: int, name: str) -> Path | None:
         """Nobody uploads to a worker."""
@@ -233,6 +234,13 @@ class Jobs:
 
     def end_upload(self, transfer_id: int, info: ObjectInfo | None, error: str) -> None:
         """Never called: no upload begins."""
+
+
+def _path(text: str) -> Path:
+    """What the data plane takes; loaded with it, at the first transfer."""
+    from pathlib import Path
+
+    return Path(text)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from taskvine_core.errors import HandshakeError, RemoteProtocolError, SecurityError, VineError
 from taskvine_core.protocol.messages import Message, PeerKey
 from taskvine_core.protocol.session import Session
 from taskvine_core.records import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from typing import Any
 
 RECEIVE_BYTES = 1 << 18
 NONCE_BYTES = 32
@@ -76,8 +77,10 @@ class Link:
         self.peer_key: PeerKey | None = None    # kept for the caller until the manager says welcome
         self.was_established = False    # a session that failed later no longer says so itself
         try:
-            family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        except OSError as error:
+            # As bytes: text would load the codec for international names, a tenth of the start.
+            name = host.encode("ascii") if host.isascii() else host
+            family, kind, proto, _, where = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        except (OSError, UnicodeError) as error:
             raise LinkLost(f"host {host} is not known: {error}") from error
         self.socket: Any = socket.socket(family, kind, proto)
         self.socket.setblocking(False)

@@ -7,10 +7,13 @@ takes longer to import than the rest of the worker.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from taskvine_core.errors import ConfigError
 from taskvine_core.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_PORT = 65535
 _SECOND_DEFAULT = 900.0

@@ -11,7 +11,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Mailbox:

@@ -12,7 +12,6 @@ import select
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from taskvine_core.constants import VINE_RESULT_FORSAKEN
 from taskvine_core.errors import DiskFullError, IntegrityError, LocalProtocolError, SandboxError, VineError
@@ -32,6 +31,10 @@ from taskvine_core.worker.pool import Mailbox, Pool
 from taskvine_core.worker.sandbox import InputLost, Sandbox, Sandboxes
 from taskvine_core.worker.store import Store, tree_size
 from taskvine_core.worker.warm import ENDED, NO_FORK, Interpreter, Warm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: One scan of a sandbox may take this long (reference, section 13.6); its partial sum still counts.
 DISK_SCAN_S = 3.0

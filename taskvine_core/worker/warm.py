@@ -11,13 +11,16 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from taskvine_core.errors import SandboxError
 from taskvine_core.model.tasks import RESULT_REMOTE, TaskSpec
 from taskvine_core.records import NamedTuple
 from taskvine_core.worker.children import Children
 from taskvine_core.worker.environment import ALWAYS_SET, THREAD_LIMITS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 REPLY = struct.Struct("<iqqqq")
 READY, STARTED, ENDED, NO_FORK = 0, 1, 2, 3

@@ -6,7 +6,7 @@ import tracemalloc
 import types
 import typing
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 import pytest
@@ -15,6 +15,7 @@ from msgpack import fallback
 from taskvine_core.errors import LocalProtocolError, RemoteProtocolError
 from taskvine_core.model.tasks import Mount, TaskSpec
 from taskvine_core.protocol import codec, messages
+from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 
 
