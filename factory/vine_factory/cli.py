@@ -9,25 +9,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from taskvine_core import __version__
 from taskvine_core.errors import ConfigError, VineError
 from taskvine_core.resources import Resources
 from vine_factory import config
-from vine_factory.config import OPTIONS, Settings, Sourced
+from vine_factory.config import OPTIONS, FileValues, Settings, Sourced
+from vine_factory.config.options import NO_EFFECT_ON_COMMAND_LINE
 
 COMMAND_LINE = "command line"
 _LETTERS = {"manager-name": ("-M", "-N", "--master-name"), "min-workers": ("-w", "--min"),
             "batch-type": ("-T", "--batch"),
             "max-workers": ("-W", "--max"), "timeout": ("-t",), "password": ("-P",), "scratch-dir": ("-S",),
-            "worker-extra-options": ("-E", "--extra-options")}
+            "worker-extra-options": ("-E", "--extra-options"), "batch-options": ("-B",)}
 _IGNORED: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("-d", "--debug"), True), (("-o", "--debug-file"), True), (("-O", "--debug-file-size"), True),
     (("--catalog",), True), (("-F", "--foremen-name"), True), (("--tasks-per-worker",), True),
-    (("-c", "--capacity"), False), (("--autosize",), False), (("--condor-requirements",), True),
-    (("--disable-afs-check",), False), (("--tls-sni",), True))
+    (("-c", "--capacity"), False), (("--disable-afs-check",), False), (("--tls-sni",), True),
+    (("--poncho-env", "--python-env", "--python-package"), True), (("--condor-spool",), False))
 _MAX_PORT = 65535
 
 
@@ -45,17 +46,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(words: Sequence[str]) -> int:
     """`vine_factory [run]`: the factory itself."""
     given = _parser().parse_args(list(words))
-    host, port = _address(given.manager)
-    values = {key: Sourced(config.check_value(key, value, COMMAND_LINE), COMMAND_LINE)
-              for key in OPTIONS if (value := getattr(given, key.replace("-", "_"))) is not None}
-    machine = _machine()
-
-    def build(file: Mapping[str, Sourced]) -> Settings:
-        return config.build(values, file, host=host, port=port, machine=machine)
-
+    build = builder(given)
     from vine_factory.start import start  # not needed for --help and for errors of use
-    return start(build, Path(given.config_file) if given.config_file else None,
-                 as_json=bool(values.get("json", Sourced(False, "")).value))
+    return start(build, Path(given.config_file) if given.config_file else None, as_json=bool(given.json))
+
+
+def builder(given: argparse.Namespace) -> Callable[[FileValues], Settings]:
+    """What makes settings of a file's values and of this command line.
+
+    Raises:
+        ConfigError: the command line is wrong.
+    """
+    host, port = _address(given.manager)
+    environment = {"batch-options": Sourced(os.environ["BATCH_OPTIONS"], "environment variable BATCH_OPTIONS")} \
+        if os.environ.get("BATCH_OPTIONS") else {}
+    values = environment | {
+        key: Sourced(config.check_value(key, value, COMMAND_LINE), COMMAND_LINE)
+        for key in OPTIONS if (value := getattr(given, key.replace("-", "_"))) is not None}
+    machine = _machine()
+    notes = [f"{names[-1]} has no effect: {NO_EFFECT_ON_COMMAND_LINE[key]}" for names, _ in _IGNORED
+             if getattr(given, (key := _name(names)).replace("-", "_"))]
+
+    def build(file: FileValues) -> Settings:
+        return config.build(values, file, host=host, port=port, machine=machine, notes=notes)
+    return build
 
 
 def status(words: Sequence[str]) -> int:
@@ -66,6 +80,11 @@ def status(words: Sequence[str]) -> int:
     given = parser.parse_args(list(words))
     from vine_factory.status import show
     return show(given.factory_name, given.json)
+
+
+def _name(names: tuple[str, ...]) -> str:
+    """The long name of an option, as argparse takes it."""
+    return next(name for name in names if name.startswith("--")).removeprefix("--")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status}
@@ -79,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
                     "managers are served.", epilog="sub-commands: " + ", ".join(sorted(COMMANDS)))
     parser.add_argument("manager", nargs="*", metavar="host port")
     parser.add_argument("-v", "--version", action="version", version=f"vine_factory {__version__}")
-    parser.add_argument("-C", "--config-file", help="JSON configuration, re-read when it changes")
+    parser.add_argument("-C", "--config-file", metavar="FILE",
+                        help="site file (TOML) or published keys (JSON), re-read when it changes")
     ignored = parser.add_argument_group("accepted for compatibility, without effect")
     for names, with_value in _IGNORED:
         ignored.add_argument(*names, action="store" if with_value else "store_true", help=argparse.SUPPRESS)

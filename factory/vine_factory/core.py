@@ -107,8 +107,8 @@ class FactoryCore:
                 state.listing_unknown = ""
                 if reading.at > state.last_listing_at:
                     state.last_listing_at = reading.at
-                    reconcile_listing(self.fleet, pool, reading.value, reading.at, self._settles_s.get(pool, 0.0),
-                                      now, changes)
+                    settles_s = self._settles_s.get(pool, defaults.BATCH_SETTLES_S)  # a pool that came while running
+                    reconcile_listing(self.fleet, pool, reading.value, reading.at, settles_s, now, changes)
             elif reading is not None:
                 state.listing_unknown = f"the batch system does not answer ({reading.reason})"
         reconcile_connections(self.fleet, self.views, now, gone_s, changes)

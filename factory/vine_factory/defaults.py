@@ -77,6 +77,15 @@ FACTORY_TIMEOUT_S = 0.0
 BUDGET_PERIOD_S = 86_400.0
 """Core-hours are given per day, unless the pool says otherwise."""
 
+MIN_WALLTIME_S = 60.0
+"""A job that may run for less than this is over before its worker has done anything."""
+WALLTIME_SHARE = 0.1
+WALLTIME_MARGIN_S = 300.0
+"""A worker leaves so long before its job's time is over (the smaller of the two): it hands back what it runs."""
+MEMORY_PER_CORE_MB = 1024
+DISK_PER_CORE_MB = 1024
+"""Asked of a batch system when a pool does not say; the published values, for each core."""
+
 # ------------------------------------------------------------------ health
 DIED_AT_START_S = 10.0
 """A worker that ends within this without having connected never worked: interpreter, option or library is broken."""
@@ -96,6 +105,8 @@ BATCH_SILENT_S = 30.0
 """A batch system that has not answered a poll for so long is Unknown."""
 LOCAL_SETTLES_S = 2.0
 """A local submission is a fork: it exists when the call returns, or never will."""
+KEPT_PAYLOADS = 5
+"""Worker programs of so many versions are kept for jobs that still wait in a queue."""
 BATCH_SETTLES_S = 60.0
 """A submission whose answer was lost may still show up in a real batch system for so long."""
 MAX_CONFIG_BYTES = 1024 * 1024

@@ -11,17 +11,20 @@ import os
 import queue
 import secrets
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from taskvine_core.errors import ConfigError
-from vine_factory import command, defaults, statefile
-from vine_factory.batch.base import BatchSystem, JobHandle, JobRequest, JobStatus, JobTag
-from vine_factory.batch.driver import BatchDriver
-from vine_factory.config import Settings
+from vine_factory import defaults, statefile
+from vine_factory.batch.base import JobStatus
+from vine_factory.batch.registry import DRIVERS
+from vine_factory.command import Delivery, address
+from vine_factory.config import PoolSettings, Settings
 from vine_factory.core import FactoryCore
 from vine_factory.demand import Demand
 from vine_factory.discovery import Discovery, Found, Links
@@ -30,6 +33,7 @@ from vine_factory.events import (
     CancelJobs,
     Event,
     Finish,
+    JobRow,
     Note,
     Observed,
     Refused,
@@ -44,8 +48,9 @@ from vine_factory.home import Home
 from vine_factory.journal import Journal
 from vine_factory.links import ManagerLink
 from vine_factory.log import Log
+from vine_factory.pools import Pools
 from vine_factory.readings import Known, Reading, Unknown
-from vine_factory.reload import ConfigFile
+from vine_factory.reload import ConfigFile, with_leaving
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 _STATE_HEARTBEAT_S = 5.0
@@ -59,7 +64,7 @@ class Runner:
     Args:
         settings: what to do.
         home: where it lives, locked.
-        batches: a batch system per pool.
+        delivery: how a pool's workers start; called in threads.
         look: finds the managers to serve under the settings of the moment; called in a thread, raises when
             nothing is known.
         secret: shared key for the managers.
@@ -68,7 +73,7 @@ class Runner:
         config: the configuration file to watch, or None.
     """
 
-    def __init__(self, settings: Settings, home: Home, batches: Mapping[str, BatchSystem],
+    def __init__(self, settings: Settings, home: Home, delivery: Callable[[Settings, PoolSettings], Delivery],
                  look: Callable[[Settings], list[Found]], secret: bytes, log: Log, state_path: Path,
                  config: ConfigFile | None = None) -> None:
         self._epoch = time.time() - time.monotonic()
@@ -80,14 +85,19 @@ class Runner:
         self._inbox: queue.SimpleQueue[Event | Callable[[], None]] = queue.SimpleQueue()
         self._journal = Journal(home.directory / "journal.sqlite")
         run_id, numbers = secrets.token_hex(_RUN_ID_BYTES), iter(range(1, sys.maxsize))
-        self._core = FactoryCore(settings, {name: system.settles_s for name, system in batches.items()},
-                                 lambda: f"{run_id}-{next(numbers)}", self._journal.rows(), self.clock())
+        rows, strange = _known_pools(self._journal.rows(), settings)
+        for pool, count in strange.items():
+            log.note(Note("adopted", f"{pool}: {count} workers of an earlier run are left alone: the pool is no longer "
+                          "configured", 0, {"pool": pool}), self.clock())
+        settles_s = {pool.name: DRIVERS[pool.batch].settles_s for pool in settings.pools}
+        self._core = FactoryCore(settings, settles_s, lambda: f"{run_id}-{next(numbers)}", rows, self.clock())
+        self._configured = settings
         self._managers: dict[str, Reading[Demand]] = {}
         self._discovered: Reading[list[Found]] = Unknown("managers have not been looked for yet", self.clock())
-        self._listings: dict[str, Reading[tuple[JobStatus, ...]]] = {}
         self._links = Links(self._make_link)
-        self._drivers = {name: BatchDriver(name, system, home.factory_id, self._inbox.put, self._on_listing,
-                                           self.clock) for name, system in batches.items()}
+        self._own_name = socket.getfqdn()
+        self._pools = Pools(home, delivery, self._inbox.put, self._on_listing, self.clock)
+        self._pools.serve(settings.pools, ())
         self._discovery = Discovery(lambda: look(self._core.settings), self._on_discovery, self.clock)
         self._last_pass = float("-inf")
         self._woken = True
@@ -126,7 +136,9 @@ class Runner:
         self._check_config()
         self._write_journal(None, now)
         observed = self._observe(now)
+        self._pools.serve(self._core.settings.pools, self._blocked_hosts())
         self._act(self._core.handle(observed, now), now)
+        self._pools.submit_waiting(self._core.settings, self._addresses(), bool(self._core.stopping))
         self._record(now)
         self._poll_all()
         self._check_deadline(now)
@@ -183,14 +195,23 @@ class Runner:
     def _check_config(self) -> None:
         if self._config is None:
             return
-        settings, notes = self._config.changed(self._core.settings)
+        settings, notes = self._config.changed(self._configured)
         now = self.clock()
         for text in notes:
             self._log.note(Note("settings", text, 0), now)
+        current = self._core.settings
+        populated = {job.pool for job in self._core.fleet.live()}
         if settings is not None:
-            self._act(self._core.handle(SettingsChanged(settings), now), now)
-            for link in self._links.all():
-                link.shapes = tuple(pool.shape for pool in settings.pools)
+            self._configured = settings
+            self._use(with_leaving(settings, current, populated), now)
+        elif any(pool.leaving and pool.name not in populated for pool in current.pools):
+            self._use(with_leaving(self._configured, current, populated), now)
+
+    def _use(self, settings: Settings, now: float) -> None:
+        self._act(self._core.handle(SettingsChanged(settings), now), now)
+        self._pools.serve(settings.pools, self._blocked_hosts())
+        for link in self._links.all():
+            link.shapes = tuple(pool.shape for pool in settings.pools)
 
     # ------------------------------------------------------------------------------------------- observe
 
@@ -204,25 +225,30 @@ class Runner:
             discovery = _fresh(Known(len(self._discovered.value), self._discovered.at), now, stale_s)
         else:
             discovery = self._discovered
-        batches: dict[str, Reading[tuple[JobStatus, ...]]] = {}
-        for pool, driver in self._drivers.items():
-            asked = driver.silent_since()
-            if asked is not None and now - asked > defaults.BATCH_SILENT_S:
-                batches[pool] = Unknown(f"no answer for {now - asked:.0f} s", asked)
-            elif pool in self._listings:
-                batches[pool] = self._listings[pool]
-        return Observed(managers, discovery, batches)
+        return Observed(managers, discovery, self._pools.readings(now))
 
     def _poll_all(self) -> None:
-        for driver in self._drivers.values():
-            driver.poll()
+        self._pools.poll()
 
     def _on_listing(self, pool: str, reading: Reading[tuple[JobStatus, ...]]) -> None:
         def take() -> None:
-            before = self._listings.get(pool)
-            self._listings[pool] = reading
+            before = self._pools.take(pool, reading)
             self._woken = self._woken or _listing_key(before) != _listing_key(reading)
         self._inbox.put(take)
+
+    def _blocked_hosts(self) -> set[str]:
+        """Where the managers want no workers."""
+        return {host for reading in self._managers.values() if isinstance(reading, Known)
+                for host in reading.value.blocked_hosts}
+
+    def _addresses(self) -> tuple[str, ...]:
+        """Of the managers that are served now; of those that can use workers, when there are any."""
+        if not isinstance(self._discovered, Known):
+            return ()
+        found = self._discovered.value
+        needy = [one for one in found if isinstance(reading := self._managers.get(one.key), Known)
+                 and any(need.workers > 0 for need in reading.value.needs)]
+        return tuple(address(one.address.hosts, one.address.port, self._own_name) for one in needy or found)
 
     def _on_demand(self, key: str, reading: Reading[Demand]) -> None:
         def take() -> None:
@@ -259,8 +285,7 @@ class Runner:
             elif isinstance(action, SubmitJobs):
                 self._submit(action)
             elif isinstance(action, CancelJobs):
-                handles = [JobHandle(self._tag(action.pool, intent), batch) for intent, batch in action.jobs]
-                self._drivers[action.pool].cancel(handles, action.force)
+                self._pools.cancel(action.pool, action.jobs, action.force)
             elif isinstance(action, RetireWorkers):
                 self._retire(action)
             elif isinstance(action, Note):
@@ -287,10 +312,7 @@ class Runner:
         if pool is None:
             self._inbox.put(Refused(action.pool, action.intent_ids, "the pool is no longer configured"))
             return
-        environment = command.environment(settings)
-        self._drivers[action.pool].submit([
-            JobRequest(self._tag(action.pool, intent), command.worker_command(settings, pool, intent, sys.executable),
-                       environment, pool.asked) for intent in action.intent_ids])
+        self._pools.submit(settings, pool, action.intent_ids, self._addresses())
 
     def _retire(self, action: RetireWorkers) -> None:
         link = self._links.get(action.manager)
@@ -299,9 +321,6 @@ class Runner:
         else:
             kept = {job: "the manager is gone" for job, _ in action.workers}
             self._inbox.put(RetireAnswered(action.manager, (), kept))
-
-    def _tag(self, pool: str, intent_id: str) -> JobTag:
-        return JobTag(self._home.factory_id, pool, intent_id)
 
     # -------------------------------------------------------------------------------------------- record
 
@@ -319,11 +338,16 @@ class Runner:
         self._discovery.close()
         for link in self._links.all():
             link.close()
-        for driver in self._drivers.values():
-            driver.close(_CLOSE_S)
+        self._pools.close(_CLOSE_S)
         self._journal.close()
         self._state_path.unlink(missing_ok=True)
         self._home.lock.close()
+
+
+def _known_pools(rows: Sequence[JobRow], settings: Settings) -> tuple[list[JobRow], Counter[str]]:
+    """Rows of pools that are configured, and how many there are of others."""
+    known = [row for row in rows if settings.pool(row.pool) is not None]
+    return known, Counter(row.pool for row in rows if settings.pool(row.pool) is None)
 
 
 def _fresh(reading: Reading[Any], now: float, stale_s: float) -> Reading[Any]:

@@ -24,7 +24,7 @@ def settings(**values: object) -> config.Settings:
     base = {"batch-type": "local", "min-workers": 0, "max-workers": MAXIMUM, "cores": 1, **values}
     given = {key.replace("_", "-"): Sourced(config.check_value(key.replace("_", "-"), value, "test"), "test")
              for key, value in base.items()}
-    return config.build(given, {}, host="m", port=1, machine=Resources(1, 1, 1, 0))
+    return config.build(given, config.FileValues(), host="m", port=1, machine=Resources(1, 1, 1, 0))
 
 
 def make_world(seed: int, weather: Weather, need, **values: object) -> World:  # type: ignore[no-untyped-def]

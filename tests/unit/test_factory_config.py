@@ -11,13 +11,14 @@ from taskvine_core import __version__
 from taskvine_core.errors import ConfigError
 from taskvine_core.resources import Resources
 from vine_factory import cli, config, expressions
-from vine_factory.command import environment, worker_command
+from vine_factory.command import Delivery, worker_command
 from vine_factory.config import Settings, Sourced, from_mapping
 from vine_factory.events import JobRow, WriteJournal
 from vine_factory.home import claim, plain_name
 from vine_factory.journal import Journal
 from vine_factory.reload import ConfigFile
 
+WORKER = Delivery(("worker",))
 MACHINE = Resources(8, 16000, 50000, 0)
 
 
@@ -25,7 +26,7 @@ def settings(file: dict[str, object] | None = None, host: str = "", port: int = 
     values = {key.replace("_", "-"): value for key, value in {"batch_type": "local", **given}.items()}
     checked = {key: Sourced(config.check_value(key, value, "command line"), "command line")
                for key, value in values.items()}
-    return config.build(checked, from_mapping(file or {}, "c.json")[0], host=host, port=port, machine=MACHINE)
+    return config.build(checked, from_mapping(file or {}, "c.json"), host=host, port=port, machine=MACHINE)
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -91,10 +92,10 @@ def test_a_bad_key_or_value_is_named_with_its_file_and_what_is_allowed(record: d
 
 
 def test_doubles_are_rounded_up_and_published_aliases_understood() -> None:
-    values, notes = from_mapping({"memory": 1000.2, "master-name": "x", "tasks-per-worker": 4}, "c.json")
-    assert values["memory"].value == 1001
-    assert values["manager-name"].value == "x"
-    assert len(notes) == 1 and "tasks-per-worker has no effect" in notes[0]
+    read = from_mapping({"memory": 1000.2, "master-name": "x", "tasks-per-worker": 4}, "c.json")
+    assert read.values["memory"].value == 1001
+    assert read.values["manager-name"].value == "x"
+    assert len(read.notes) == 1 and "tasks-per-worker has no effect" in read.notes[0]
 
 
 # --------------------------------------------------------------------------------------------- expressions
@@ -120,7 +121,7 @@ def test_a_broken_edit_keeps_the_settings_and_is_said_once(tmp_path: Path) -> No
     path.write_text('{"max-workers": 3}')
     file = ConfigFile(path, lambda values: config.build({"batch-type": Sourced("local", "t")}, values, host="h", port=1,
                                                         machine=MACHINE))
-    current, _ = file.load()
+    current = file.load()
     assert file.changed(current) == (None, [])
     path.write_text('{"max-workers": ')
     changed, notes = file.changed(current)
@@ -139,7 +140,8 @@ def test_a_broken_edit_keeps_the_settings_and_is_said_once(tmp_path: Path) -> No
 def test_the_worker_is_told_what_it_needs_and_no_secret() -> None:
     made = settings(host="vm", port=9123, cores="2", gpus="0", feature=["avx"], password="/k/pw", ssl=True,
                     worker_extra_options="--workdir '/a b'", factory_name="f", timeout="60", transfer_port="1:9")
-    assert worker_command(made, made.pools[0], "r-1", "/py") == (
+    delivery = Delivery(("/py", "-m", "taskvine_core.worker.cli"), "/k/pw")
+    assert worker_command(made, made.pools[0], "r-1", delivery) == (
         "/py", "-m", "taskvine_core.worker.cli", "-t", "60", "--from-factory", "f", "--factory-job", "r-1",
         "--cores", "2", "--gpus", "0", "--feature", "avx", "--password", "/k/pw", "--transfer-port", "1:9", "--ssl",
         "--workdir", "/a b", "vm", "9123")
@@ -147,20 +149,19 @@ def test_the_worker_is_told_what_it_needs_and_no_secret() -> None:
 
 def test_a_worker_does_not_die_with_the_factory_unless_asked() -> None:
     made = settings(manager_name="phys.*")
-    assert "--parent-death" not in worker_command(made, made.pools[0], "1", "py")
-    assert worker_command(made, made.pools[0], "1", "py")[-2:] == ("-M", "phys.*")
-    made = settings(parent_death=True, worker_binary="/w")
-    assert worker_command(made, made.pools[0], "1", "py")[0] == "/w"
-    assert "--parent-death" in worker_command(made, made.pools[0], "1", "py")
+    assert "--parent-death" not in worker_command(made, made.pools[0], "1", WORKER)
+    assert worker_command(made, made.pools[0], "1", WORKER)[-2:] == ("-M", "phys.*")
+    made = settings(parent_death=True)
+    assert "--parent-death" in worker_command(made, made.pools[0], "1", WORKER)
 
 
 def test_bad_quotes_and_bad_variables_are_errors() -> None:
     made = settings(worker_extra_options="--x 'y")
     with pytest.raises(ConfigError, match="worker-extra-options"):
-        worker_command(made, made.pools[0], "1", "py")
+        worker_command(made, made.pools[0], "1", WORKER)
     with pytest.raises(ConfigError, match="VARIABLE=value"):
-        environment(settings(env=["A=1", "B"]))
-    assert environment(settings(env=["A=1", "B=x=y"])) == {"A": "1", "B": "x=y"}
+        settings(env=["A=1", "B"])
+    assert settings(env=["A=1", "B=x=y"]).pools[0].env == {"A": "1", "B": "x=y"}
 
 
 @pytest.mark.parametrize("words", [

@@ -41,8 +41,8 @@ A = TypeVar("A")
 def make_settings(**values: object) -> Settings:
     given: dict[str, object] = {"batch-type": "local", "max-workers": 10, "cores": 1}
     given |= {key.replace("_", "-"): value for key, value in values.items()}
-    return config.build({k: Sourced(config.check_value(k, v, "t"), "t") for k, v in given.items()}, {}, host="m",
-                        port=1, machine=PLAIN)
+    return config.build({k: Sourced(config.check_value(k, v, "t"), "t") for k, v in given.items()},
+                        config.FileValues(), host="m", port=1, machine=PLAIN)
 
 
 class Bench:

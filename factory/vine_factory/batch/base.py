@@ -24,6 +24,7 @@ from pathlib import Path
 from taskvine_core.errors import BatchError
 from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
+from vine_factory.batch.place import Place
 
 
 class JobTag(NamedTuple):
@@ -108,6 +109,8 @@ class BatchSystem(ABC):
     name: str
     #: Seconds after which a submission whose answer was lost cannot show up any more.
     settles_s: float
+    #: What the driver was made with, or None. Drivers look here each time, because it changes: see `reconfigure`.
+    place: Place | None = None
 
     @abstractmethod
     def submit_many(self, requests: Sequence[JobRequest]) -> list[SubmitResult]:
@@ -162,6 +165,12 @@ class BatchSystem(ABC):
             BatchRejected: it would not; ``said`` has its reason.
             BatchUnavailable: no answer.
         """
+
+    def reconfigure(self, place: Place) -> None:
+        """From the next submission on use these options, blocks and excluded hosts. Called in the driver's thread;
+        ``factory_id``, ``pool`` and ``directory`` are those it was made with."""
+        if self.place is not None:
+            self.place = place
 
     def close(self) -> None:
         """Let go of handles. Jobs are not touched."""

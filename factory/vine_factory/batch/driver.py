@@ -11,8 +11,9 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
-from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable
+from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable, ConfigError
 from vine_factory.batch.base import BatchSystem, JobHandle, JobRequest, JobStatus
+from vine_factory.batch.place import Place
 from vine_factory.events import Accepted, CancelUnclear, Event, Refused, SubmitUnclear
 from vine_factory.readings import Known, Reading, Unknown
 
@@ -22,17 +23,18 @@ class BatchDriver:
 
     Args:
         pool: its name.
-        system: the batch system; used from this object's thread only.
+        make: makes the batch system; it is made and used in this object's thread only.
         factory_id: whose jobs are polled.
         post: takes events; called from the thread.
         listed: takes readings of a poll; called from the thread.
         clock: seconds since the epoch.
     """
 
-    def __init__(self, pool: str, system: BatchSystem, factory_id: str, post: Callable[[Event], None],
+    def __init__(self, pool: str, make: Callable[[], BatchSystem], factory_id: str, post: Callable[[Event], None],
                  listed: Callable[[str, Reading[tuple[JobStatus, ...]]], None], clock: Callable[[], float]) -> None:
         self.pool = pool
-        self._system = system
+        self._make = make
+        self._made: BatchSystem | None = None
         self._factory_id = factory_id
         self._post = post
         self._listed = listed
@@ -52,13 +54,18 @@ class BatchDriver:
         """When the open poll was asked for (seconds), None when there is none."""
         return self._poll_asked_at
 
-    def submit(self, requests: Sequence[JobRequest]) -> None:
-        """Submit; the outcome comes as Accepted, Refused and SubmitUnclear events."""
-        self._calls.put(lambda: self._submit(requests))
+    def submit(self, ids: tuple[str, ...], compose: Callable[[], Sequence[JobRequest]]) -> None:
+        """Submit what ``compose``, called in the thread, makes for the intents ``ids``; the outcome comes as Accepted,
+        Refused and SubmitUnclear events."""
+        self._calls.put(lambda: self._submit(ids, compose))
 
     def cancel(self, jobs: Sequence[JobHandle], force: bool) -> None:
         """Cancel; only a failure comes as an event."""
         self._calls.put(lambda: self._cancel(jobs, force))
+
+    def reconfigure(self, place: Place) -> None:
+        """Use another place from the next submission on."""
+        self._calls.put(lambda: self._reconfigure(place))
 
     def close(self, timeout_s: float) -> None:
         """Let the thread end when it is not in a call that hangs."""
@@ -69,27 +76,36 @@ class BatchDriver:
         while True:
             call = self._calls.get()
             if call is None:
-                self._system.close()
+                if self._made is not None:
+                    self._made.close()
                 return
             call()
+
+    def _system(self) -> BatchSystem:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def _reconfigure(self, place: Place) -> None:
+        if self._made is not None:
+            self._made.reconfigure(place)
 
     def _poll(self) -> None:
         asked_at = self._clock()
         reading: Reading[tuple[JobStatus, ...]]
         try:
-            reading = Known(tuple(self._system.poll_many(self._factory_id)), asked_at)
-        except BatchError as problem:
+            reading = Known(tuple(self._system().poll_many(self._factory_id)), asked_at)
+        except (BatchError, ConfigError) as problem:
             reading = Unknown(str(problem), asked_at)
         except Exception:  # a defect in one batch system must not stop the others; it is shown, not hidden
             reading = Unknown(traceback.format_exc(limit=-2), asked_at)
         self._poll_asked_at = None
         self._listed(self.pool, reading)
 
-    def _submit(self, requests: Sequence[JobRequest]) -> None:
-        ids = tuple(request.tag.intent_id for request in requests)
+    def _submit(self, ids: tuple[str, ...], compose: Callable[[], Sequence[JobRequest]]) -> None:
         try:
-            results = self._system.submit_many(requests)
-        except BatchRejected as problem:
+            results = self._system().submit_many(compose())
+        except (BatchRejected, ConfigError) as problem:
             self._post(Refused(self.pool, ids, str(problem)))
             return
         except BatchError as problem:
@@ -109,6 +125,6 @@ class BatchDriver:
 
     def _cancel(self, jobs: Sequence[JobHandle], force: bool) -> None:
         try:
-            self._system.cancel_many(jobs, force=force)
+            self._system().cancel_many(jobs, force=force)
         except Exception as problem:  # whatever it was: the jobs may still be there, and have to be asked again
             self._post(CancelUnclear(self.pool, tuple(job.tag.intent_id for job in jobs), str(problem)))
