@@ -127,7 +127,9 @@ class Sandboxes:
             if target:
                 box.reusable = False
                 try:
-                    os.makedirs(f"{box.path}/{target}", exist_ok=True)
+                    make_directories(box, target)
+                except SandboxError:
+                    continue        # it will be missing: what lies beyond a link that leads out is not this task's
                 except OSError as error:
                     raise SandboxError(f"cannot make directory {target!r} in the sandbox: {error}",
                                        hint="do two mounts have the same name?") from error
@@ -138,11 +140,12 @@ class Sandboxes:
         try:
             if "/" in remote:
                 box.reusable = False
-                os.makedirs(os.path.dirname(target), exist_ok=True)
+                make_directories(box, os.path.dirname(remote))
             if mount.flags & VINE_MOUNT_SYMLINK:
                 os.symlink(source, target)
             elif self._store.is_dir(mount.name):
                 box.reusable = False
+                make_directories(box, remote)
                 if not self._store.matches_tree(mount.name, place_tree(box, source, target)):
                     raise InputLost(mount.name)
             elif box.takes_copy(size := self._store.size_of(mount.name)):
@@ -266,6 +269,25 @@ class Sandboxes:
         return True
 
 
+def make_directories(box: Sandbox, relative: str) -> None:
+    """A directory in the sandbox, with those above it, also where an input has brought them already.
+
+    Raises:
+        SandboxError: a link of another input on the way leads out of the sandbox, or nowhere.
+    """
+    path = box.path
+    for part in relative.split("/"):
+        path = f"{path}/{part}"
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                real = os.path.realpath(path)
+                if not (real.startswith(os.path.realpath(box.path) + "/") and os.path.isdir(real)):
+                    raise SandboxError(f"{relative!r} leads out of the sandbox: {part!r} is a link of an input",
+                                       hint="mount the two at places of their own") from None
+
+
 def link(source: str, target: str) -> None:
     """Hard link, or a symbolic one where that is impossible (other device, too many links)."""
     try:
@@ -299,17 +321,24 @@ def copy_file(source: str, target: str, extra_mode: int = 0) -> int:
 def place_tree(box: Sandbox, source: str, target: str) -> int:
     """A directory as a tree of copies and links: the task may add to it without changing the cache.
 
+    ``target`` is there already. Nothing is placed through a link: neither one of this directory nor of another input.
+
     Returns:
         a number that changes when path, size or modification time of any of the files does.
     """
-    os.makedirs(target, exist_ok=True)
     signature = 0
     with os.scandir(source) as entries:
         for entry in entries:
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), f"{target}/{entry.name}")
             elif entry.is_dir():
-                signature ^= place_tree(box, entry.path, f"{target}/{entry.name}")
+                inner = f"{target}/{entry.name}"
+                try:
+                    os.mkdir(inner)
+                except FileExistsError:     # of another input at the same place
+                    if not stat.S_ISDIR(os.lstat(inner).st_mode):
+                        raise
+                signature ^= place_tree(box, entry.path, inner)
             else:
                 status = entry.stat(follow_symlinks=False)
                 if box.takes_copy(status.st_size):

@@ -63,6 +63,33 @@ def test_an_output_may_be_inside_an_input_directory(manager, tmp_path, symlink):
     assert (tmp_path / "out").read_text() == "x" and not (tmp_path / "dir" / "out").exists()
 
 
+def test_a_virtual_environment_goes_in_comes_out_and_passes_from_worker_to_worker(cluster, tmp_path):
+    """Its bin/python leads out of it, which is nothing unusual: links travel as links."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(tmp_path / "env")], check=True,
+                   timeout=60)
+    (tmp_path / "env" / "missing").symlink_to("/no/such/place")
+    other = cluster.manager()
+    for feature in ("left", "right"):
+        cluster.worker(other, "--feature", feature)
+    env, temp, back = other.declare_file(tmp_path / "env", cache=True), other.declare_temp(), None
+    first = vine.Task("e/bin/python -c 'import sys; print(sys.prefix != sys.base_prefix)'; cp -a e f")
+    first.add_input(env, "e")
+    first.add_output(temp, "f")
+    first.add_feature("left")
+    second = vine.Task("e/bin/python -c 'import sys; print(sys.prefix != sys.base_prefix)'")
+    second.add_input(temp, "e")
+    back = other.declare_file(tmp_path / "back")
+    second.add_output(back, "e")
+    second.add_feature("right")
+    other.submit(first)
+    other.submit(second)
+    for task in drain(other, cluster.log):
+        assert task.successful() and task.std_output == "True\n", (task.result, task.std_output, cluster.log())
+    for name in ("bin/python", "bin/python3", "missing"):
+        assert os.readlink(tmp_path / "back" / name) == os.readlink(tmp_path / "env" / name)
+    assert (tmp_path / "back" / "pyvenv.cfg").read_text() == (tmp_path / "env" / "pyvenv.cfg").read_text()
+
+
 def test_a_directory_may_be_an_output(manager, tmp_path):
     task = vine.Task("mkdir -p d/e && echo 1 > d/e/f && ln -s e/f d/link")
     task.add_output(manager.declare_file(tmp_path / "result"), "d")

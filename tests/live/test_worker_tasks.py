@@ -168,6 +168,56 @@ def test_an_output_through_a_linked_directory_that_leads_out_is_missing(pair: Pa
     assert done.missing == ("sub/passwd",)
 
 
+LINKED = Mount("temp-rnd-links", "d")
+
+
+def _make_directory_with_links_out(pair: Pair, outside: Path) -> None:
+    """An object of the cache whose links lead to ``outside``, and one that brings a directory of the same name."""
+    outside.mkdir()
+    (outside / "old").write_text("old")
+    links = f"mkdir d && ln -s {outside} d/sub && ln -s {outside}/old d/file && ln -s {outside}/new d/none"
+    done = pair.run(command(links, outputs=(LINKED,)))
+    assert done.result == c.VINE_RESULT_SUCCESS and not done.missing, done.error
+    done = pair.run(command("mkdir -p t/sub && echo evil > t/sub/f && echo evil > t/file",
+                            outputs=(Mount("temp-rnd-t", "t"),)))
+    assert not done.missing
+
+
+@pytest.mark.parametrize("second", [
+    Mount("buffer-rnd-e", "d/sub/new"), Mount("buffer-rnd-e", "d/sub/old"), Mount("buffer-rnd-e", "d/file"),
+    Mount("buffer-rnd-e", "d/none"), Mount("buffer-rnd-e", "d/none/x"), Mount("buffer-rnd-e", "d/sub/a/b"),
+    Mount("buffer-rnd-e", "d/sub/l", c.VINE_MOUNT_SYMLINK), Mount("temp-rnd-t", "d"), Mount("temp-rnd-t", "d/sub"),
+    Mount("temp-rnd-t", "d/sub/deep"),
+], ids=lambda mount: f"{mount.name[:4]} {mount.remote}")
+def test_no_input_is_placed_through_a_link_that_another_input_brings(
+    pair: Pair, tmp_path: Path, second: Mount
+) -> None:
+    outside = tmp_path / "outside"
+    _make_directory_with_links_out(pair, outside)
+    pair.manager.send(put("buffer-rnd-e", b"evil"))
+    done = pair.run(command(":", inputs=(LINKED, second)))
+    assert done.result == c.VINE_RESULT_FORSAKEN and ("leads out" in done.error or "same name" in done.error)
+    assert [path.name for path in outside.iterdir()] == ["old"] and (outside / "old").read_text() == "old"
+    assert pair.run(command("cat d/file", inputs=(LINKED,))).stdout == b"old"   # the task itself may follow it
+
+
+def test_no_output_is_taken_or_made_through_a_link_that_leads_out(pair: Pair, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    _make_directory_with_links_out(pair, outside)
+    taken = ("d/sub/old", "d/file", "d/sub", "d/sub/a/b")
+    outputs = tuple(Mount(f"temp-rnd-o{i}", remote, c.VINE_MOUNT_MKDIR if remote.endswith("b") else 0)
+                    for i, remote in enumerate(taken))
+    done = pair.run(command(":", inputs=(LINKED,), outputs=outputs))
+    assert done.result == c.VINE_RESULT_SUCCESS and sorted(done.missing) == sorted(taken)
+    assert [path.name for path in outside.iterdir()] == ["old"] and (outside / "old").read_text() == "old"
+
+
+def test_an_input_may_be_below_a_link_that_stays_in_the_sandbox(pair: Pair) -> None:
+    pair.run(command("mkdir -p d/v1 && ln -s v1 d/now", outputs=(Mount("temp-rnd-v", "d"),)))
+    spec = command("cat d/v1/x", inputs=(Mount("temp-rnd-v", "d"), Mount("buffer-rnd-x", "d/now/x")))
+    assert pair.run(spec, put("buffer-rnd-x", b"here")).stdout == b"here"
+
+
 def test_an_output_that_is_a_link_inside_the_sandbox_is_its_target(pair: Pair) -> None:
     done = pair.run(command("echo real > r; ln -s r out", outputs=(Mount("temp-rnd-in", "out"),)))
     assert done.outputs[0].inline == b"real\n"
