@@ -28,6 +28,9 @@ BACKLOG = 4096
 READ_BYTES = 64 * 1024
 #: Bytes offered to the kernel in one write.
 WRITE_BYTES = 1024 * 1024
+#: File contents queued for one connection before they are written without waiting for the end of the turn: the worker
+#: stores them while the next ones are read here, and they are never all in memory.
+BULK_BYTES = 256 * 1024
 #: Unread bytes for one peer beyond which it counts as dead: a whole cache of small inputs still fits.
 MAX_UNSENT_BYTES = 512 * 1024 * 1024
 #: Time for a stranger to prove that it knows the secret.
@@ -55,9 +58,8 @@ class Tls(NamedTuple):
 class Connection:
     """One accepted connection."""
 
-    __slots__ = ("closing", "deadline", "encrypted", "fd", "host", "key", "mask", "out", "port", "queue", "role",
-                 "session",
-                 "sock")
+    __slots__ = ("closing", "deadline", "encrypted", "fd", "host", "key", "mask", "out", "port", "queue",
+                 "queued_bytes", "role", "session", "sock")
 
     def __init__(self, key: int, sock: socket.socket, host: str, port: int, session: Session, deadline: float,
                  encrypted: bool) -> None:
@@ -71,6 +73,7 @@ class Connection:
         self.encrypted = encrypted  # TLS handshake done, or no TLS
         self.role = ""
         self.queue: list[Any] = []  # messages to send at the end of the turn
+        self.queued_bytes = 0  # contents of files among them
         self.out = bytearray()  # encoded, not yet taken by the kernel
         self.mask = _READ
         self.closing = ""  # reason; close when everything is written
@@ -249,6 +252,18 @@ class Connections:
             connection.queue.append(message)
             self._dirty[key] = connection
 
+    def send_bulk(self, key: int, message: Any, size_bytes: int) -> None:
+        """Queue a message with so much content; written at once when enough has come together."""
+        connection = self.by_key.get(key)
+        if connection is None:
+            return
+        connection.queue.append(message)
+        connection.queued_bytes += size_bytes
+        self._dirty[key] = connection
+        if connection.queued_bytes >= BULK_BYTES:
+            del self._dirty[key]
+            self._flush_one(connection)
+
     def close_after_writing(self, key: int, reason: str) -> None:
         """Close a connection when what is queued for it is written."""
         connection = self.by_key.get(key)
@@ -259,21 +274,22 @@ class Connections:
     def flush(self) -> None:
         """Write what the turn queued, one write per connection."""
         while self._dirty:
-            _, connection = self._dirty.popitem()
-            if connection.queue:
-                queue, connection.queue = connection.queue, []
-                try:
-                    data = connection.session.encode(queue)
-                except VineError as error:
-                    self._listener.note(f"cannot send to {connection.host}:{connection.port}: {error}")
-                    self._drop(connection, str(error))
-                    continue
-                if connection.out:
-                    connection.out += data
-                else:
-                    self._write_now(connection, data)
-                    continue
-            self._write(connection)
+            self._flush_one(self._dirty.popitem()[1])
+
+    def _flush_one(self, connection: Connection) -> None:
+        if connection.queue:
+            queue, connection.queue, connection.queued_bytes = connection.queue, [], 0
+            try:
+                data = connection.session.encode(queue)
+            except VineError as error:
+                self._listener.note(f"cannot send to {connection.host}:{connection.port}: {error}")
+                self._drop(connection, str(error))
+                return
+            if not connection.out:
+                self._write_now(connection, data)
+                return
+            connection.out += data
+        self._write(connection)
 
     def _write_now(self, connection: Connection, data: bytes) -> None:
         """The usual case: the kernel takes everything at once and nothing is copied."""

@@ -437,7 +437,7 @@ class ManagerRunner:
         if isinstance(found, ev.LocalMissing):
             self._events.append(found)
         elif found is not None:
-            self._net.send(action.key, found)
+            self._net.send_bulk(action.key, found, len(found.data))
         else:  # it has grown beyond what fits in a message: the worker fetches it like any large file
             decl = action.decl
             self._net.send(action.key, Fetch(decl.name, 0, decl.level, decl.mode, -1, b"", 0, "", DATA_TIMEOUT_S))

@@ -219,6 +219,7 @@ class StoreInline(NamedTuple):
     mode: int
     sha256: bytes
     data: bytes
+    check: bool         # is the hash the sender's, to be compared, or was it just computed?
 
 
 class FetchItem(NamedTuple):

@@ -37,7 +37,7 @@ class Objects(CoreBase):
             self._send(m.CacheInvalid(order.name, 0, m.BLAME_SELF, self._no_room(order.name, size)))
             return
         sha256 = order.sha256 or hashlib.sha256(order.data).digest()
-        self._out.append(e.StoreInline(order.name, order.level, order.mode, sha256, order.data))
+        self._out.append(e.StoreInline(order.name, order.level, order.mode, sha256, order.data, bool(order.sha256)))
         self._object_here(order.name, order.level, size, sha256, now)
 
     def _object_here(self, name: str, level: int, size: int, sha256: bytes, now: float) -> CachedObject:

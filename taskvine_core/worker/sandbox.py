@@ -31,6 +31,8 @@ STDOUT_NAME = ".taskvine.stdout"
 COLLECT_INLINE_BYTES = 1 << 20
 #: Sandboxes kept for use by the next runs.
 SPARE_MAX = 64
+#: A sandbox with more inputs goes to the thread that deletes: emptying it would hold up the report of its task.
+CLEAN_MAX_INPUTS = 64
 #: An input file up to this size is a copy: 64 KiB cost some 50 us, 1 MiB 300 us, a process 1000 us and more.
 COPY_MAX_BYTES = 1 << 20
 #: What the copies in one sandbox may come to; further inputs are links however small.
@@ -241,7 +243,8 @@ class Sandboxes:
 
     def drop(self, box: Sandbox) -> None:
         """Use the directory again when it is clean, else delete it in the background."""
-        if box.reusable and len(self._spare) < SPARE_MAX and self._cleaned(box):
+        few = box.reusable and len(box.linked) <= CLEAN_MAX_INPUTS
+        if few and len(self._spare) < SPARE_MAX and self._cleaned(box):
             self._spare.append(box)
             return
         os.close(box.stdout_fd)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskvine_core.errors import ConfigError, DiscoveryError, IntegrityError, SourceError
-from taskvine_core.model.tasks import TaskSpec
+from taskvine_core.model.tasks import Mount, TaskSpec
 from taskvine_core.resources import Resources
 from taskvine_core.worker import detect, pyserver, warm
 from taskvine_core.worker.environment import base_environment, task_environment
@@ -20,6 +20,7 @@ from taskvine_core.worker.jobs import split_address
 from taskvine_core.worker.life import NEVER, WALLTIME_MARGIN_S, Life, LifeSettings
 from taskvine_core.worker.options import Options, parse, usage
 from taskvine_core.worker.pool import Mailbox, Pool
+from taskvine_core.worker.sandbox import CLEAN_MAX_INPUTS, Sandboxes
 from taskvine_core.worker.store import Store, tree_size
 from taskvine_core.worker.workspace import LOCK_NAME, open_workspace
 
@@ -141,7 +142,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_a_stored_object_is_read_only_and_intact_until_somebody_writes(store: Store) -> None:
-    store.put("buffer-a", 1, 0o755, b"", b"data")
+    store.put("buffer-a", 1, 0o755, b"", b"data", False)
     path = Path(store.path_of("buffer-a"))
     assert path.stat().st_mode & 0o777 == 0o555 and store.is_intact("buffer-a")
     path.chmod(0o700)
@@ -152,14 +153,29 @@ def test_a_stored_object_is_read_only_and_intact_until_somebody_writes(store: St
 
 def test_content_that_does_not_match_its_hash_is_not_stored(store: Store) -> None:
     with pytest.raises(IntegrityError):
-        store.put("buffer-a", 1, 0, b"0" * 32, b"data")
+        store.put("buffer-a", 1, 0, b"0" * 32, b"data", True)
     assert not os.listdir(store.cache)
+
+
+def test_a_sandbox_with_many_inputs_is_left_to_the_thread_that_deletes(store: Store, tmp_path: Path) -> None:
+    """Emptying it for the next run would hold up the report of its task."""
+    later: list[str] = []
+    store = Store(str(tmp_path), later.append)
+    boxes = Sandboxes(str(tmp_path), store)
+    names = [f"buffer-{number}" for number in range(CLEAN_MAX_INPUTS + 1)]
+    for name in names:
+        store.put(name, 1, 0, b"", b"data", False)
+    for count, kept in ((CLEAN_MAX_INPUTS, True), (CLEAN_MAX_INPUTS + 1, False)):
+        box = boxes.make("task")
+        boxes.fill(box, TaskSpec(command=":", inputs=tuple(Mount(name, name) for name in names[:count])))
+        boxes.drop(box)
+        assert os.path.isdir(box.path) == kept and bool(later) != kept
 
 
 def test_only_lasting_objects_with_a_sound_sidecar_are_taken_over(store: Store, tmp_path: Path) -> None:
     for name in ("file-good", "file-bent", "file-gone", "file-short"):
-        store.put(name, 3, 0, b"", b"data")
-    store.put("file-worker", 2, 0, b"", b"data")
+        store.put(name, 3, 0, b"", b"data", False)
+    store.put("file-worker", 2, 0, b"", b"data", False)
     (tmp_path / "cache" / "file-bent.meta").write_text("{")
     (tmp_path / "cache" / "file-gone").unlink()
     meta = tmp_path / "cache" / "file-short.meta"
@@ -170,7 +186,7 @@ def test_only_lasting_objects_with_a_sound_sidecar_are_taken_over(store: Store, 
 
 
 def test_lowering_the_level_removes_the_sidecar_and_so_does_removal(store: Store) -> None:
-    store.put("file-a", 3, 0, b"", b"x")
+    store.put("file-a", 3, 0, b"", b"x", False)
     store.relevel("file-a", 1)
     assert os.listdir(store.cache) == ["file-a"]
     store.relevel("file-a", 3)
