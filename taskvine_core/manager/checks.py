@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from taskvine_core.constants import (
     ALLOCATION_MODE_NAMES,
@@ -31,6 +32,9 @@ _LEVELS: dict[object, int] = {
     "forever": VINE_CACHE_LEVEL_FOREVER,
 }
 
+#: Programs use few different sandbox paths in many tasks; those that are refused are not kept.
+_safe_path = lru_cache(maxsize=4096)(check_sandbox_path)
+
 #: What wait() uses in place of a negative timeout that does not mean "for ever".
 NEGATIVE_TIMEOUT_S = 5.0
 
@@ -50,7 +54,7 @@ def remote_name(name: object, file_kind: str) -> str:
     if type(name) is not str and not isinstance(name, str):
         raise UsageTypeError(f"remote_name of an {file_kind} must be a str, not {name!r}")
     try:
-        return check_sandbox_path(name)
+        return _safe_path(name)
     except SecurityError as error:
         raise UsageError(f"remote_name of an {file_kind}: {error.message}", hint=error.hint) from None
 

@@ -227,8 +227,10 @@ class Description:
         inputs = freeze_mounts(self._inputs, home, "input") if self._inputs else ()
         outputs = freeze_mounts(self._outputs, home, "output") if self._outputs else ()
         if home is not None:
-            for file, _, _, _ in (*(self._inputs or ()), *(self._outputs or ())):
-                file.announce()
+            for mounts in (self._inputs, self._outputs):
+                for mount in mounts or ():
+                    if not mount[0]._announced:
+                        mount[0].announce()
         if self._outputs:
             self._claim_for_temps()
             inputs = links_for_outputs(inputs, outputs)
@@ -246,7 +248,7 @@ class Description:
 
     def _claim_for_temps(self) -> None:
         """A temp that is lost is made again: what its producer reads must stay at the manager as long as the temp."""
-        temps = [file for file, _, _, _ in self._outputs or () if file._decl.kind == VINE_TEMP]
+        temps = [file for file, _, _ in self._outputs or () if file._decl.kind == VINE_TEMP]
         if temps:
             claims = self._claims()
             for file in temps:
@@ -254,8 +256,11 @@ class Description:
 
     def _claims(self) -> Claims:
         """Bytes at the manager that a second run of this task would need."""
-        own = [file._bytes for file, _, _, _ in self._inputs or () if file._bytes is not None]
-        return (*own, *(file._claims for file, _, _, _ in self._inputs or () if file._claims))
+        inputs = self._inputs
+        if not inputs:
+            return ()
+        own = [file._bytes for file, _, _ in inputs if file._bytes is not None]
+        return (*own, *[file._claims for file, _, _ in inputs if file._claims])
 
     def clone(self) -> Self:
         """A copy that was not submitted yet."""

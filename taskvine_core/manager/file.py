@@ -19,6 +19,7 @@ from taskvine_core.constants import VINE_BUFFER, VINE_FILE, VINE_TEMP
 from taskvine_core.errors import UsageError, UsageTypeError
 from taskvine_core.manager.events import Declare, Event
 from taskvine_core.model.files import FileDecl
+from taskvine_core.model.tasks import Mount
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ class File:
     """
 
     __slots__ = ("__weakref__", "_announced", "_auto", "_bytes", "_claims", "_decl", "_declared", "_holds", "_home",
-                 "_label", "_loaded", "_needs", "_spill", "_unlink")
+                 "_label", "_loaded", "_mounted", "_needs", "_spill", "_unlink")
 
     def __init__(self, home: FileHome, decl: FileDecl, *, label: str = "", unlink: bool = False,
                  auto: bool = False, spill: bool = False, needs: tuple[File, ...] = ()) -> None:
@@ -119,6 +120,7 @@ class File:
         self._loaded: bytes | None = None
         self._bytes = Bytes(home, decl.name, decl.source) if decl.kind == VINE_BUFFER and not decl.data else None
         self._claims: Claims = ()
+        self._mounted: tuple[Mount] | None = None  # as it was mounted last: most often the next task does the same
 
     def __repr__(self) -> str:
         return f"<File {self._decl.name}>"
@@ -203,6 +205,13 @@ class File:
             self._home.store.post(Declare(self._decl))
 
     # ------------------------------------------------------------------ for the manager
+
+    def mount(self, remote: str, flags: int) -> tuple[Mount]:
+        """The file in a sandbox. A million tasks that mount one file alike share one value."""
+        last = self._mounted
+        if last is None or last[0].remote != remote or last[0].flags != flags:
+            last = self._mounted = (Mount(self._decl.name, remote, flags),)
+        return last
 
     def announce(self) -> None:
         """Tell the manager core about the file when it does not know it.

@@ -35,7 +35,7 @@ class MiniTaskMixin(DeclareMixin):
         if minitask._outputs:
             raise UsageError("minitask must not have outputs", hint="name what it leaves as source instead")
         level = checks.cache_level(cache)
-        needs = tuple(file for file, _, _, _ in minitask._inputs or ())
+        needs = tuple(file for file, _, _ in minitask._inputs or ())
         spec = minitask.freeze()
         name = naming.mini_task_name(spec, source, level)
         known = self._known(name)

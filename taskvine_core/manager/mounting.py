@@ -17,8 +17,9 @@ from taskvine_core.model.tasks import Mount
 if TYPE_CHECKING:
     from taskvine_core.manager.description import Description
 
-#: One mount as the program gave it: file, sandbox path, flags, claim on a file to be unlinked.
-Mounted = tuple[File, str, int, "Hold | None"]
+#: One mount as the program gave it: file, the mount as the task's description will have it, claim on a file to be
+#: unlinked. The mount comes in a tuple of its own, which is all the inputs (or outputs) of most tasks.
+Mounted = tuple[File, tuple[Mount], "Hold | None"]
 
 _SETTERS = frozenset(("tag", "category", "scheduler", "cores", "memory", "disk", "gpus", "retries", "max_forsaken",
                       "priority", "time_start", "time_end", "time_max", "time_min"))
@@ -34,23 +35,25 @@ def check_file(file: object, kind: str) -> File:
 def mounted(file: File, remote_name: str, flags: int, kind: str) -> Mounted:
     """Check one mount at the call that made it."""
     check_file(file, kind)
-    return file, checks.remote_name(remote_name, kind), flags, Hold(file) if file._unlink else None
+    return file, file.mount(checks.remote_name(remote_name, kind), flags), Hold(file) if file._unlink else None
 
 
 def freeze_mounts(mounts: list[Mounted], home: FileHome | None, kind: str) -> tuple[Mount, ...]:
     """Check what can only be known at submit; give the plain values."""
-    for file, remote, _, _ in mounts:
+    for file, (mount,), _ in mounts:
         if home is not None and file._home is not home:
-            raise UsageError(f"{kind} {remote!r} was declared to another manager", hint="declare it to this one")
+            raise UsageError(f"{kind} {mount.remote!r} was declared to another manager", hint="declare it to this one")
         if kind == "output" and file._decl.kind in (VINE_URL, VINE_MINI_TASK):
-            raise UsageError(f"output {remote!r} is a URL or a mini-task's product, which nothing can be written to",
+            raise UsageError(f"output {mount.remote!r} is a URL or a mini-task's product: nothing can be written to it",
                              hint="use declare_file, declare_temp or declare_buffer for outputs")
-    if len(mounts) > 1 and len({remote for _, remote, _, _ in mounts}) < len(mounts):
-        names = [remote for _, remote, _, _ in mounts]
+    if len(mounts) == 1:
+        return mounts[0][1]
+    names = [mount.remote for _, (mount,), _ in mounts]
+    if len(set(names)) < len(names):
         twice = next(remote for remote in names if names.count(remote) > 1)
-        if len({file for file, remote, _, _ in mounts if remote == twice}) > 1 or kind == "output":
+        if len({file for file, (mount,), _ in mounts if mount.remote == twice}) > 1 or kind == "output":
             raise UsageError(f"two {kind}s have the same remote_name {twice!r}", hint="give each its own name")
-    return tuple([Mount(file._decl.name, remote, flags) for file, remote, flags, _ in mounts])
+    return tuple([mount for _, (mount,), _ in mounts])
 
 
 def links_for_outputs(inputs: tuple[Mount, ...], outputs: tuple[Mount, ...]) -> tuple[Mount, ...]:

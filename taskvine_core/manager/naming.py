@@ -24,7 +24,14 @@ URL_HEADERS_TIMEOUT_S = 10.0
 
 #: 8 random bytes give 16 letters: each hexadecimal digit becomes one of a-p.
 _RANDOM_BYTES = 8
+_RANDOM_LETTERS = 2 * _RANDOM_BYTES
 _LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+#: Random values drawn at a time. Each call of the generator gives up the interpreter lock, and a program that declares
+#: a temp per task would hand it to the manager's thread, and wait to get it back, once per task.
+_DRAWN_AT_ONCE = 256
+_drawn: list[str] = []
+# A forked child must not go on with the names its parent will use.
+os.register_at_fork(after_in_child=_drawn.clear)
 
 
 class LocalFacts(NamedTuple):
@@ -37,8 +44,13 @@ class LocalFacts(NamedTuple):
 
 
 def random_letters() -> str:
-    """16 random letters from the system's generator."""
-    return os.urandom(_RANDOM_BYTES).hex().translate(_LETTERS)
+    """16 random letters from the system's generator; callable from any thread."""
+    try:
+        return _drawn.pop()
+    except IndexError:
+        text = os.urandom(_RANDOM_BYTES * _DRAWN_AT_ONCE).hex().translate(_LETTERS)
+        _drawn.extend([text[at:at + _RANDOM_LETTERS] for at in range(_RANDOM_LETTERS, len(text), _RANDOM_LETTERS)])
+        return text[:_RANDOM_LETTERS]
 
 
 def random_name(kind: str) -> str:

@@ -164,4 +164,7 @@ class ReadyQueue:
 
 def _strict_inputs(task: TaskRecord) -> tuple[str, ...]:
     """Names that tie the task to a worker: part of the shape, or one such task would hold up those of other workers."""
-    return tuple(mount.name for mount in task.spec.inputs if mount.flags & VINE_FIXED_LOCATION)
+    for mount in task.spec.inputs:
+        if mount.flags & VINE_FIXED_LOCATION:
+            return tuple([mount.name for mount in task.spec.inputs if mount.flags & VINE_FIXED_LOCATION])
+    return ()

@@ -238,6 +238,10 @@ class Fault:
         self.until = 0.0
 
 
+#: What every file without a replica has; never written to (``FileRecord.put_replica`` makes one of its own).
+_NOWHERE: dict[int, int] = {}
+
+
 class FileRecord:
     """A file: where its replicas are, who needs it, how it can be made again."""
 
@@ -276,7 +280,7 @@ class FileRecord:
         self.uses_ever = 0
         self.uses_logged = False
         self.lineage_refs = 0  # temps whose producer reads it
-        self.replicas: dict[int, int] = {}  # worker key -> REPLICA_*
+        self.replicas = _NOWHERE  # worker key -> REPLICA_*
         self.ready = 0
         self.at_manager = False  # a relayed copy lies in the manager's staging
         self.relay = 0  # transfer id of a relay under way
@@ -322,6 +326,12 @@ class FileRecord:
     def needed(self) -> bool:
         """Does the program or an unfinished task still want it?"""
         return self.declared or self.users > 0
+
+    def put_replica(self, key: int, state: int) -> None:
+        """Note that a worker has the file, or is getting it."""
+        if self.replicas is _NOWHERE:
+            self.replicas = {}
+        self.replicas[key] = state
 
     def ready_keys(self) -> list[int]:
         """Connections of the workers that hold it complete."""

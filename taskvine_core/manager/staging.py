@@ -122,7 +122,7 @@ class Staging:
             self.books.stats.bytes_sent += file.size
             self.mark_ready(file, worker, max(0, file.size), file.sha256)
         else:
-            file.replicas[worker.key] = REPLICA_CREATING
+            file.put_replica(worker.key, REPLICA_CREATING)
             worker.files[file.name] = file
             if not self._start(file, worker):
                 self._wait(file, worker)
@@ -291,7 +291,7 @@ class Staging:
         accounted like it, and found out by whoever fetches it."""
         if file.replicas.get(worker.key) == REPLICA_READY:
             return
-        file.replicas[worker.key] = REPLICA_READY
+        file.put_replica(worker.key, REPLICA_READY)
         worker.files[file.name] = file
         if not file.ready:
             file.size = max(0, size)

@@ -455,3 +455,55 @@ def test_what_is_still_declared_is_unlinked_at_the_end(manager, tmp_path):
     manager.declare_file(tmp_path / "f", unlink_when_done=True)
     manager.close()
     assert not (tmp_path / "f").exists()
+
+
+# ---------------------------------------------------------------------- cheap to declare, still each its own
+
+
+def test_a_forked_child_does_not_draw_the_names_its_parent_will_use():
+    naming.random_letters()  # some are drawn ahead now
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(write, "".join(naming.random_letters() for _ in range(20)).encode())
+        os._exit(0)
+    mine = {naming.random_letters() for _ in range(20)}
+    assert os.waitpid(pid, 0)[1] == 0
+    theirs = os.read(read, 4096).decode()
+    os.close(read)
+    os.close(write)
+    assert len(mine) == 20 and len(theirs) == 320
+    assert not mine & {theirs[at:at + 16] for at in range(0, 320, 16)}
+
+
+def test_names_drawn_by_several_threads_are_each_given_once():
+    found: list[str] = []
+
+    def draw():
+        found.extend([naming.random_letters() for _ in range(3000)])
+
+    threads = [threading.Thread(target=draw) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == len(set(found)) == 12_000
+    assert all(len(name) == 16 for name in found)
+
+
+def test_each_task_mounts_a_shared_file_as_it_was_told(manager, runner):
+    shared = manager.declare_buffer("x")
+    for remote, strict in (("a", False), ("a", True), ("b", False), ("a", False)):
+        task = vine.Task(":")
+        task.add_input(shared, remote, strict_input=strict)
+        manager.submit(task)
+    mounts = [e.spec.inputs for e in runner.events if isinstance(e, Submit)]
+    flags = vine.VINE_FIXED_LOCATION
+    assert [(m.remote, m.flags) for (m,) in mounts] == [("a", 0), ("a", flags), ("b", 0), ("a", 0)]
+
+
+def test_a_refused_sandbox_path_is_refused_every_time(manager):
+    shared = manager.declare_buffer("x")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="leaves the sandbox"):
+            vine.Task(":").add_input(shared, "a/../b")
