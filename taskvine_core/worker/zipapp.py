@@ -8,6 +8,7 @@ fits the running interpreter.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import marshal
@@ -33,6 +34,7 @@ _MODE = 0o644 << 16
 UNCHECKED = 1
 
 MAIN = '''\
+import hashlib
 import os
 import sys
 import zipimport
@@ -40,6 +42,9 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleS
 
 if sys.version_info < (3, 10):
     sys.exit("vine_worker: this Python is %d.%d, at least 3.10 is needed" % sys.version_info[:2])
+
+NATIVE = "@NATIVE@"
+NATIVE_SHA256 = "@NATIVE_SHA256@"
 
 
 class Native:
@@ -56,17 +61,11 @@ class Native:
 
 def unpack():
     """The path of the C extension that fits this interpreter; "" when there is none or it cannot be put on disk."""
-    archive = __loader__.archive
-    name = "_native/_cmsgpack" + EXTENSION_SUFFIXES[0]
-    try:
-        data = __loader__.get_data(archive + os.sep + name)
-    except OSError:
+    if not NATIVE or not NATIVE.endswith(EXTENSION_SUFFIXES[0]):
         return ""
-    import hashlib
-
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    place = os.path.join(base, "taskvine", "native-" + hashlib.sha256(data).hexdigest()[:16])
-    path = os.path.join(place, os.path.basename(name))
+    place = os.path.join(base, "taskvine", "native-" + NATIVE_SHA256[:16])
+    path = os.path.join(place, os.path.basename(NATIVE))
     try:
         os.makedirs(place, mode=0o700, exist_ok=True)
         status = os.stat(place)
@@ -74,13 +73,13 @@ def unpack():
             return ""
         try:
             with open(path, "rb") as file:
-                if file.read() == data:
+                if hashlib.sha256(file.read()).hexdigest() == NATIVE_SHA256:
                     return path
         except OSError:
             pass
         part = "%s.%d" % (path, os.getpid())
         with open(part, "wb") as file:
-            file.write(data)
+            file.write(__loader__.get_data(__loader__.archive + os.sep + NATIVE))
         os.rename(part, path)
     except OSError:
         return ""
@@ -117,8 +116,8 @@ def build(output: str | os.PathLike[str]) -> Path:
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        _add(archive, "__main__.py", MAIN.encode())
-        for name, data in _members():
+        members = dict(_members())
+        for name, data in (("__main__.py", _main(members)), *members.items()):
             _add(archive, name, data)
             if name.endswith(".py"):
                 _add(archive, name + "c", _compiled(name, data))
@@ -131,6 +130,13 @@ def build(output: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}", hint="give another path") from error
     return path
+
+
+def _main(members: dict[str, bytes]) -> bytes:
+    """The start script. It knows the C extension by its digest, so that a start does not unpack it to compare."""
+    native = next((name for name in members if name.startswith(NATIVE_DIRECTORY)), "")
+    digest = hashlib.sha256(members[native]).hexdigest() if native else ""
+    return MAIN.replace("@NATIVE@", native).replace("@NATIVE_SHA256@", digest).encode()
 
 
 def _members() -> Iterator[tuple[str, bytes]]:
@@ -162,7 +168,8 @@ def _compiled(name: str, source: bytes) -> bytes:
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     info = zipfile.ZipInfo(name, _EPOCH)
     info.external_attr = _MODE
-    info.compress_type = zipfile.ZIP_DEFLATED
+    # What every start reads is not compressed: inflating the byte code took a sixth of the start.
+    info.compress_type = zipfile.ZIP_STORED if name.endswith(".pyc") else zipfile.ZIP_DEFLATED
     archive.writestr(info, data)
 
 

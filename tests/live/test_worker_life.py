@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ HEAVY = {
     "shutil",
     "json",
     "random",
+    "encodings.idna",
 }
 
 Start = Callable[..., WorkerProcess]
@@ -523,17 +525,18 @@ def test_a_manager_is_found_by_name(start: Start, tmp_path: Path, manager: FakeM
 # ------------------------------------------------------------------------------------------- one file, quick, small
 
 
-def test_a_worker_loads_few_modules_and_none_of_the_heavy_ones() -> None:
-    program = "import sys, taskvine_core.worker.cli; print(' '.join(sys.modules))"
-    said = subprocess.run(
-        [sys.executable, "-S", "-E", "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}"],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=True,
-    ).stdout.split()
-    assert not HEAVY & set(said)
-    assert len(said) <= MAX_MODULES, len(said)
+def test_a_worker_that_connects_has_loaded_few_modules_and_none_of_the_heavy_ones(
+    manager: FakeManager, start: Start
+) -> None:
+    # -S: not what this environment's .pth files load; -X importtime: a line for each module, when it is loaded.
+    program = f"import sys; sys.path[:] = {sys.path!r}; from taskvine_core.worker.cli import main; sys.exit(main())"
+    worker = start(manager.port, program=[sys.executable, "-S", "-E", "-X", "importtime", "-c", program])
+    manager.accept()
+    manager.welcome()
+    loaded = set(re.findall(r"^import time:.*\| +(\S+)$", worker.output(), re.M))
+    assert "taskvine_core.worker.cli" in loaded
+    assert not HEAVY & loaded
+    assert len(loaded) <= MAX_MODULES, len(loaded)
 
 
 def test_private_memory_of_a_connected_worker_is_small(manager: FakeManager, start: Start) -> None:
@@ -578,6 +581,41 @@ def test_the_one_file_worker_runs_alone_with_an_empty_environment(
         assert pickle.loads(done.outputs[0].inline or b"") == 42, done
     else:
         assert done.result in (c.VINE_RESULT_SUCCESS, c.VINE_RESULT_FORSAKEN)
+
+
+def test_the_one_file_worker_holds_byte_code_of_every_module_ready_to_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(one_file(tmp_path)) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+    sources = [name for name in entries if name.endswith(".py")]
+    assert "__main__.py" in sources and "taskvine_core/worker/cli.py" in sources
+    assert [name for name in sources if name + "c" not in entries] == []
+    assert {info.compress_type for name, info in entries.items() if name.endswith(".pyc")} == {zipfile.ZIP_STORED}
+
+
+def version_of(file: Path, home: Path) -> str:
+    done = subprocess.run([sys.executable, "-I", str(file), "--version"], env={"HOME": str(home)}, capture_output=True,
+                          text=True, timeout=20, check=True)  # fmt: skip
+    return done.stdout
+
+
+def test_the_one_file_worker_replaces_a_damaged_copy_of_its_c_extension(tmp_path: Path) -> None:
+    file = one_file(tmp_path)
+    assert version_of(file, tmp_path).startswith("vine_worker")
+    [native] = (tmp_path / ".cache/taskvine").glob("native-*/*")
+    good = native.read_bytes()
+    native.write_bytes(good[: len(good) // 2])
+    assert version_of(file, tmp_path).startswith("vine_worker")
+    assert [path.read_bytes() == good for path in native.parent.iterdir()] == [True]
+
+
+def test_the_one_file_worker_loads_nothing_from_a_directory_others_can_write_in(tmp_path: Path) -> None:
+    file = one_file(tmp_path)
+    version_of(file, tmp_path)
+    [native] = (tmp_path / ".cache/taskvine").glob("native-*/*")
+    native.unlink()
+    native.parent.chmod(0o777)
+    assert version_of(file, tmp_path).startswith("vine_worker")
+    assert list(native.parent.iterdir()) == []
 
 
 def test_the_one_file_worker_is_the_same_file_each_time(tmp_path: Path) -> None:
