@@ -89,7 +89,8 @@ def _build(options: Options, workspace: Workspace, parent_pid: int) -> Runner:
     trash = Pool("trash", 1)
     store = Store(workspace.path, lambda path: trash.submit(_remover(path)))
     kept = store.load() if workspace.adopted else ()
-    total, models = _offer(options, workspace.path)
+    total, gpus = _offer(options, workspace.path)
+    models = sorted({gpu.model for gpu in gpus if gpu.model})
     mailbox = Mailbox()
     jobs = Jobs(store, mailbox, secret, options.max_transfers, clock)
     end_time = now + options.wall_time_s if options.wall_time_s else 0.0
@@ -100,7 +101,8 @@ def _build(options: Options, workspace: Workspace, parent_pid: int) -> Runner:
     hello = _hello(options, worker_id, total, models, end_time, _listen(options, jobs))
     base = base_environment(os.environ, f"{workspace.path}/temp")
     wire = Wire(options.tcp_window_size, options.tls_sni)
-    settings = RunnerSettings(secret, hello, base, options.task_wrapper, wire, parent_pid, _debug(options))
+    devices = detect.device_list(total.gpus, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    settings = RunnerSettings(secret, hello, base, options.task_wrapper, devices, wire, parent_pid, _debug(options))
     finder = Finder(options)
     return Runner(core, settings, workspace.path, store, jobs, mailbox, finder, clock, say)
 
@@ -125,18 +127,17 @@ def _remover(path: str) -> Callable[[], None]:
     return remove
 
 
-def _offer(options: Options, path: str) -> tuple[Resources, list[str]]:
-    """What the worker offers, and the models of its GPUs."""
-    models = detect.gpu_models()
+def _offer(options: Options, path: str) -> tuple[Resources, list[detect.Gpu]]:
+    """What the worker offers, and the GPUs that were found and are among that."""
+    found = detect.gpus(os.environ) if options.gpus else []
     cores = options.cores if options.cores >= 0 else detect.cores()
     memory = options.memory_mb if options.memory_mb >= 0 else detect.memory_mb()
     disk = options.disk_mb if options.disk_mb >= 0 else int(detect.disk_free_mb(path) * options.disk_percent / 100)
-    gpus = options.gpus if options.gpus >= 0 else len(models)
+    gpus = options.gpus if options.gpus >= 0 else len(found)
     say(f"vine_worker: using {cores} cores, {memory} MB memory, {disk} MB disk, {gpus} gpus")
-    names = sorted(set(models)) if gpus else []
-    for name in names:
+    for name in sorted({gpu.model for gpu in found[:gpus] if gpu.model}):
         say(f'vine_worker: gpu is called feature "{name}"')
-    return Resources(cores, memory, disk, gpus), names
+    return Resources(cores, memory, disk, gpus), found[:gpus]
 
 
 def _listen(options: Options, jobs: Jobs) -> int:

@@ -6,6 +6,9 @@ Owns reading /proc, /sys and the file system. Must not know options.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+
+from taskvine_core.records import NamedTuple
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 _NVIDIA_TIMEOUT_S = 10.0
@@ -70,15 +73,64 @@ def disk_free_mb(path: str) -> int:
     return status.f_bavail * status.f_frsize // _MB
 
 
-def gpu_models() -> list[str]:
-    """Model names of the GPUs ``nvidia-smi`` lists, [] when there is no such program or it fails."""
-    if not any(os.access(f"{d}/nvidia-smi", os.X_OK) for d in os.environ.get("PATH", "").split(":")):
-        return []
+class Gpu(NamedTuple):
+    """A device this process may use. ``device`` is what CUDA_VISIBLE_DEVICES calls it, ``model`` "" when unknown."""
+
+    device: str
+    model: str
+
+
+def gpus(environ: Mapping[str, str]) -> list[Gpu]:
+    """The GPUs ``nvidia-smi`` lists, as far as CUDA_VISIBLE_DEVICES lets us use them; [] when there is no such
+    program or it fails."""
+    return visible_gpus(_ask_nvidia(environ.get("PATH", "")), environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible_gpus(listed: str, visible: str | None) -> list[Gpu]:
+    """What is left of a machine's GPUs.
+
+    Args:
+        listed: what ``nvidia-smi`` printed, a line "index, uuid, name" each; lines of another form are complaints.
+        visible: CUDA_VISIBLE_DEVICES as the batch system set it: indexes, uuids or their beginnings; None: not set.
+            As in CUDA, what follows a device that is not there does not count. Parts of a GPU (MIG) are taken as they
+            are: they are listed elsewhere.
+    """
+    rows = [row for line in listed.splitlines() if len(row := [part.strip() for part in line.split(",", 2)]) == 3]
+    found = [(index, uuid, model) for index, uuid, model in rows if index.isdigit()]
+    if visible is None:
+        return [Gpu(index, model) for index, _, model in found]
+    allowed: list[Gpu] = []
+    for device in (part.strip() for part in visible.split(",")):
+        models = [model for index, uuid, model in found
+                  if device == index or (device.startswith("GPU-") and uuid.startswith(device))]
+        if not models and not (found and device.startswith("MIG-")):
+            break
+        allowed.append(Gpu(device, models[0] if models else ""))
+    return allowed
+
+
+def device_list(count: int, found: list[Gpu], visible: str | None) -> tuple[str, ...]:
+    """Names of the devices that tasks are given, as many as the worker offers.
+
+    Args:
+        count: how many that is; it may have been told more than was found.
+        found: what ``gpus`` found.
+        visible: CUDA_VISIBLE_DEVICES of the worker; counts when nothing was found because there is no nvidia-smi.
+    """
+    named = [gpu.device for gpu in found] or [
+        part.strip() for part in (visible or "").split(",") if part.strip() not in ("", "-1", "NoDevFiles")]
+    numbers = (str(number) for number in range(count) if str(number) not in named)
+    return tuple([*named, *numbers][:count])
+
+
+def _ask_nvidia(path: str) -> str:
+    if not any(os.access(f"{d}/nvidia-smi", os.X_OK) for d in path.split(":")):
+        return ""
     import subprocess
 
     try:
-        said = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], check=True,
+        said = subprocess.run(["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"], check=True,
                               capture_output=True, timeout=_NVIDIA_TIMEOUT_S, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in said.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
+        return ""
+    return said.stdout.decode("utf-8", "replace")

@@ -21,6 +21,16 @@ ALWAYS_SET = frozenset(("CORES", "MEMORY", "DISK", "GPUS", *THREAD_LIMITS))
 TMP_NAME = ".taskvine.tmp"
 
 
+def device_names(gpus: tuple[str, ...], devices: tuple[str, ...]) -> tuple[str, ...]:
+    """What a task's GPUs are called on this machine.
+
+    Args:
+        gpus: the manager's numbers, from 0.
+        devices: names of the worker's devices, as CUDA_VISIBLE_DEVICES has them; a number beyond them stays as it is.
+    """
+    return tuple(devices[int(gpu)] if gpu.isdigit() and int(gpu) < len(devices) else gpu for gpu in gpus)
+
+
 def base_environment(environ: Mapping[str, str], worker_tmp: str) -> dict[str, str]:
     """What every task inherits from the worker."""
     base = {key: value for key, value in environ.items() if key not in CONSUMED + REMOVED}

@@ -23,7 +23,7 @@ from taskvine_core.worker import events as e
 from taskvine_core.worker.children import Children, memory_of, sandbox_of, share_mb
 from taskvine_core.worker.core import WorkerCore
 from taskvine_core.worker.detect import disk_free_mb
-from taskvine_core.worker.environment import task_environment
+from taskvine_core.worker.environment import device_names, task_environment
 from taskvine_core.worker.finder import Finder
 from taskvine_core.worker.jobs import DISK_MARGIN_MB, Jobs
 from taskvine_core.worker.link import CONNECT_TIMEOUT_S, Link, LinkLost, Wire
@@ -59,6 +59,7 @@ class RunnerSettings(NamedTuple):
     hello: WorkerHello              # with transfer host "" when it is to be our own address
     base_env: Mapping[str, str]
     task_wrapper: str = ""
+    gpu_devices: tuple[str, ...] = ()   # what CUDA calls GPU 0, 1, ... of this worker
     wire: Wire = Wire()
     parent_pid: int = 0             # leave when this process is gone; 0 = do not care
     debug: Callable[[object], None] | None = None
@@ -387,7 +388,8 @@ class Runner:
 
     def _spawn(self, action: e.StartRun, box: Sandbox) -> Active:
         spec = action.spec
-        env = task_environment(self._settings.base_env, spec, action.allocation, action.gpus, box.path)
+        env = task_environment(self._settings.base_env, spec, action.allocation,
+                               device_names(action.gpus, self._settings.gpu_devices), box.path)
         command = spec.command
         if spec.kind == KIND_PYTHON:
             if not (spec.interpreter or spec.command or self._settings.task_wrapper):

@@ -372,6 +372,28 @@ def test_everything_works_over_tls_too(start: Start, tmp_path: Path) -> None:
         manager.close()
 
 
+def test_a_task_sees_the_gpus_that_the_batch_system_gave_to_its_worker(
+    manager: FakeManager, start: Start, tmp_path: Path
+) -> None:
+    """With a stand-in for nvidia-smi that prints what the real one was recorded to print."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    rows = "".join(f"{i}, GPU-0000000{i}-1111-2222-3333-444455556666, NVIDIA RTX A{i}000\n" for i in range(4))
+    asked = "--query-gpu=index,uuid,name --format=csv,noheader"
+    smi.write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] || exit 2\nprintf "%s" "{rows}"\n')
+    smi.chmod(0o755)
+    path = f"{smi.parent}{os.pathsep}{os.environ['PATH']}"
+    worker = start(manager.port, env={**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": "3,1"})
+    hello = manager.accept()
+    assert hello.resources.gpus == 2 and {"NVIDIA RTX A1000", "NVIDIA RTX A3000"} <= set(hello.features)
+    manager.welcome()
+    spec = command("echo $CUDA_VISIBLE_DEVICES $GPUS_LIST")
+    for number, (gpus, seen) in enumerate(((("0",), b"3 3\n"), (("1",), b"1 1\n"), (("1", "0"), b"1,3 1,3\n")), 1):
+        manager.send(dispatch(number, spec)._replace(gpus=gpus))
+        assert manager.done(number).stdout == seen
+    assert 'gpu is called feature "NVIDIA RTX A1000"' in worker.output()
+
+
 def test_the_debug_log_tells_events_and_is_rotated(manager: FakeManager, start: Start, tmp_path: Path) -> None:
     log = tmp_path / "debug"
     start(manager.port, "-d", "all", "-o", str(log), "--debug-rotate-max", "20000", "--tcp-window-size", "100000")

@@ -336,3 +336,48 @@ def test_the_interpreters_program_which_can_import_nothing_of_ours_agrees_with_t
     assert pyserver.BIND_VARIABLE == warm._BIND
     assert all(getattr(pyserver, name) == getattr(warm, name) for name in ("READY", "STARTED", "ENDED", "NO_FORK"))
     assert pyserver.REPLY.format == warm.REPLY.format
+
+
+# ------------------------------------------------------------------------------------------- GPUs
+
+#: What nvidia-smi --query-gpu=index,uuid,name --format=csv,noheader prints on machines with GPUs.
+FOUR_A100 = """0, GPU-5d1c3f0e-0d6b-3c8a-9a55-0b1f9f2f7a10, NVIDIA A100-SXM4-40GB
+1, GPU-8a7b6c5d-1111-2222-3333-444455556666, NVIDIA A100-SXM4-40GB
+2, GPU-e0f1a2b3-7777-8888-9999-000011112222, NVIDIA A100-SXM4-40GB
+3, GPU-ffffeeee-aaaa-bbbb-cccc-ddddeeeeffff, NVIDIA RTX A2000
+"""
+A100, A2000 = "NVIDIA A100-SXM4-40GB", "NVIDIA RTX A2000"
+NO_DEVICES = "No devices were found\n"
+NO_DRIVER = ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest "
+             "NVIDIA driver is installed and running.\n")
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 535.129\n"
+LOST = "Unable to determine the device handle for GPU0000:3B:00.0: GPU is lost.  Reboot the system to recover it\n"
+
+
+@pytest.mark.parametrize(("listed", "visible", "expected"), [
+    (FOUR_A100, None, [("0", A100), ("1", A100), ("2", A100), ("3", A2000)]),
+    (FOUR_A100.replace("\n", "\r\n"), None, [("0", A100), ("1", A100), ("2", A100), ("3", A2000)]),
+    (FOUR_A100, "2,3", [("2", A100), ("3", A2000)]),
+    (FOUR_A100, " 3 , 0 ", [("3", A2000), ("0", A100)]),
+    (FOUR_A100, "1,7,2", [("1", A100)]),
+    (FOUR_A100, "GPU-8a7b6c5d-1111-2222-3333-444455556666", [("GPU-8a7b6c5d-1111-2222-3333-444455556666", A100)]),
+    (FOUR_A100, "GPU-ffff", [("GPU-ffff", A2000)]),
+    (FOUR_A100, "MIG-5c6d7e8f-0000-1111-2222-333344445555", [("MIG-5c6d7e8f-0000-1111-2222-333344445555", "")]),
+    (FOUR_A100, "", []), (FOUR_A100, "-1", []), (FOUR_A100, "NoDevFiles", []),
+    ("", None, []), ("", "0,1", []), (NO_DEVICES, None, []), (NO_DRIVER, None, []), (MISMATCH, None, []),
+    (LOST, None, []), (LOST + FOUR_A100, "3", [("3", A2000)]),
+])
+def test_gpus_are_what_nvidia_smi_lists_and_the_batch_system_allows(
+    listed: str, visible: str | None, expected: list[tuple[str, str]]
+) -> None:
+    assert detect.visible_gpus(listed, visible) == expected
+
+
+@pytest.mark.parametrize(("count", "found", "visible", "expected"), [
+    (2, ["0", "1"], None, ("0", "1")), (1, ["2", "3"], "2,3", ("2",)), (2, [], "5,6", ("5", "6")),
+    (2, [], None, ("0", "1")), (3, ["1"], "1", ("1", "0", "2")), (2, [], "-1", ("0", "1")), (0, [], "4", ()),
+])
+def test_each_offered_gpu_has_a_name_of_its_own(
+    count: int, found: list[str], visible: str | None, expected: tuple[str, ...]
+) -> None:
+    assert detect.device_list(count, [detect.Gpu(device, "m") for device in found], visible) == expected
