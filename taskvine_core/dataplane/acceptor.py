@@ -16,11 +16,9 @@ import time
 from collections.abc import Callable
 
 from taskvine_core.dataplane.channel import HANDSHAKE_TIMEOUT_S, NONCE_BYTES, Tls, tune, wanted_events
-from taskvine_core.errors import ConfigError, ProtocolError, SecurityError
+from taskvine_core.errors import ProtocolError, SecurityError
 from taskvine_core.protocol.session import Session
 
-#: Thousands of workers may connect in one moment.
-LISTEN_BACKLOG = 1024
 #: Unauthenticated connections held at once; one more pushes out the oldest, so strangers cannot keep peers out.
 MAX_STRANGERS = 256
 #: New connections taken per turn, so that handshakes go on during a flood.
@@ -73,22 +71,13 @@ class Acceptor:
         self._thread: threading.Thread | None = None
         self._listener: socket.socket | None = None
 
-    def listen(self, host: str, ports: range | int) -> int:
-        """Bind and start; returns the port.
-
-        Args:
-            host: address to bind, "" for all.
-            ports: one port, 0 for any free one, or a range to try in order.
-
-        Raises:
-            ConfigError: no port of these can be bound.
-        """
-        self._listener, port = _bind(host, ports)
+    def accept_from(self, listener: socket.socket) -> None:
+        """Start on a socket of ``listening.bind``, which is ours from here on."""
+        self._listener = listener
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="vine-data-accept", daemon=True)
         self._thread.start()
-        return port
 
     def protect(self, tls: Tls | None, refusal: str = "") -> None:
         """How connections accepted from now on are protected; callable from any thread.
@@ -215,22 +204,3 @@ class Acceptor:
         self._forget(stranger)
         stranger.sock.close()
         self._report(f"refused data connection from {stranger.peer}: {why}")
-
-
-def _bind(host: str, ports: range | int) -> tuple[socket.socket, int]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    reason = "the range is empty"
-    for port in (ports,) if isinstance(ports, int) else ports:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((host, port))
-            sock.listen(LISTEN_BACKLOG)
-        except OSError as error:
-            sock.close()
-            reason = error.strerror or str(error)
-            continue
-        sock.setblocking(False)
-        return sock, int(sock.getsockname()[1])
-    raise ConfigError(f"cannot listen for data connections on {host or '*'} port {ports}: {reason}",
-                      hint="choose another port or range")

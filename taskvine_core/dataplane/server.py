@@ -16,6 +16,7 @@ from typing import Protocol
 
 from taskvine_core.dataplane.acceptor import Acceptor
 from taskvine_core.dataplane.channel import Cancelled, Channel, Tls, tune
+from taskvine_core.dataplane.listening import bind
 from taskvine_core.dataplane.messages import (
     ACK_DISK_FULL,
     ACK_FAILED,
@@ -125,12 +126,17 @@ class DataServer:
         Raises:
             ConfigError: none of the ports is free.
         """
+        listener, port = bind(host, ports)
+        self.accept_from(listener)
+        return port
+
+    def accept_from(self, listener: socket.socket) -> None:
+        """The same on a socket of ``listening.bind``, ours from here on."""
         acceptor = Acceptor(secret=self._secret, role=self._role, tls=self._tls, adopt=self.serve,
                             report=self._report)
         acceptor.protect(self._tls, self._refusal)
-        port = acceptor.listen(host, ports)
+        acceptor.accept_from(listener)
         self._acceptors.append(acceptor)
-        return port
 
     def set_secret(self, secret: bytes) -> None:
         """Key for listeners opened from now on."""

@@ -5,10 +5,12 @@ Owns the glue between the data plane and the worker's loop. Must not decide anyt
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
 
+from taskvine_core.dataplane.listening import bind
 from taskvine_core.errors import DiskFullError, SecurityError, SourceError, TransferError, VineError
 from taskvine_core.protocol.messages import (
     BLAME_OBJECT,
@@ -66,9 +68,11 @@ class Jobs:
         self._uploads = Pool("upload", UPLOAD_THREADS)
         self._cancelled: dict[int, threading.Event] = {}
         self._server: DataServer | None = None
+        self._served_tls: Tls | None = None
+        self.listener: socket.socket | None = None     # open, with nobody to answer yet
 
     def listen(self, host: str, ports: range | int) -> int:
-        """Serve peers from now on; returns the port.
+        """Open the port for peers; returns it. Who watches ``listener`` calls ``serve_peers`` when the first comes.
 
         Args:
             host: address to bind, "" = all.
@@ -77,12 +81,20 @@ class Jobs:
         Raises:
             VineError, OSError: no port can be opened.
         """
+        self.listener, port = bind(host, ports)
+        return port
+
+    def serve_peers(self) -> None:
+        """The first peer knocks at ``listener``: threads answer from now on."""
         from taskvine_core.dataplane.server import DataServer
 
+        if self.listener is None:
+            return
         self._server = DataServer(secret=self._secret, role="worker", provider=self, max_threads=SERVE_THREADS,
                                   timeout_s=SERVE_TIMEOUT_S)
-        self._server.protect(None, self._no_peers)
-        return self._server.listen(host, ports)
+        self._server.protect(self._served_tls, self._no_peers)
+        self._server.accept_from(self.listener)
+        self.listener = None
 
     def protect(self, key: PeerKey | None) -> None:
         """How peers are served and asked from now on. ``manager`` and ``tls`` are those of the current manager.
@@ -100,6 +112,7 @@ class Jobs:
                 self._no_peers = str(error)
         if self._server is not None:
             self._server.protect(served, self._no_peers)
+        self._served_tls = served
 
     def _peer_contexts(self, key: PeerKey | None) -> tuple[Tls, Tls]:
         """TLS for serving peers and for asking them."""
@@ -118,6 +131,8 @@ class Jobs:
             cancelled.set()
         if self._server is not None:
             self._server.close()
+        if self.listener is not None:
+            self.listener.close()
 
     # --------------------------------------------------------------------------------------- fetching
 

@@ -137,6 +137,8 @@ class Runner:
         self._prepare_signals()
         self._add_source(self._wake_read, lambda mask: self._on_wake())
         self._add_source(self._mailbox.fd, lambda mask: self._on_mail())
+        if self._jobs.listener is not None:
+            self._add_source(self._jobs.listener.fileno(), lambda mask: self._on_first_peer())
         self._events.append(e.Tick())
         try:
             while self._exit is None:
@@ -190,6 +192,12 @@ class Runner:
     def _forget_source(self, fd: int) -> None:
         if self._sources.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def _on_first_peer(self) -> None:
+        """Somebody wants to fetch from here: most workers never see that and never load what answers."""
+        if self._jobs.listener is not None:
+            self._forget_source(self._jobs.listener.fileno())
+            self._jobs.serve_peers()
 
     def _on_mail(self) -> None:
         for event in self._mailbox.drain():

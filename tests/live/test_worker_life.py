@@ -52,6 +52,11 @@ HEAVY = {
     "json",
     "random",
     "encodings.idna",
+    "typing",
+    "pathlib",
+    "re",
+    "urllib.parse",
+    "taskvine_core.dataplane.server",
 }
 
 Start = Callable[..., WorkerProcess]
