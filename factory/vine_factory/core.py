@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from vine_factory import decide as decisions
-from vine_factory import defaults, explain
+from vine_factory import explain, moves
+from vine_factory.budget import Meter
 from vine_factory.config import PoolSettings, Settings
+from vine_factory.demand import Standing
 from vine_factory.events import (
     Accepted,
     Action,
@@ -20,6 +22,7 @@ from vine_factory.events import (
     Event,
     Finish,
     JobRow,
+    MeterRow,
     Note,
     Observed,
     Refused,
@@ -40,6 +43,10 @@ from vine_factory.reconcile import (
     reconcile_managers,
 )
 from vine_factory.retire import RecentHigh
+from vine_factory.startup import StartupTimes
+
+_METER_JOURNAL_S = 60.0
+"""A kill -9 forgets at most so much of what a budget has paid."""
 
 
 class FactoryCore:
@@ -50,11 +57,12 @@ class FactoryCore:
         settles_s: per pool, how long after a submission without answer its jobs may still show up.
         new_id: gives intent ids, unique over all runs.
         rows: the journal of an earlier run.
+        meters: and what its pools had used of their budgets.
         now: seconds since the epoch.
     """
 
     def __init__(self, settings: Settings, settles_s: Mapping[str, float], new_id: Callable[[], str],
-                 rows: Iterable[JobRow] = (), now: float = 0.0) -> None:
+                 rows: Iterable[JobRow] = (), meters: Iterable[MeterRow] = (), now: float = 0.0) -> None:
         self.settings = settings
         self.fleet = Fleet(rows, now)
         self.views: dict[str, ManagerView] = {}
@@ -68,6 +76,8 @@ class FactoryCore:
         self._discovery_unknown = "managers have not been looked for yet"
         self._said: dict[str, tuple[object, ...]] = {}
         self._kill_now = False
+        self._metered_at = now
+        self._meters = list(meters)
         self._sync_pools()
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -75,6 +85,7 @@ class FactoryCore:
         self._cause += 1
         if isinstance(event, Observed):
             notes = self._reconcile(event, now)
+            self._meter(now)
             actions = notes + (self._end_all(now) if self.stopping else self._decide(now))
         else:
             actions = self._take(event, now)
@@ -93,6 +104,10 @@ class FactoryCore:
             state = self.pools[pool.name]
             if state.decision is not None and not self.stopping:
                 assert state.decision.target <= max(pool.maximum, state.decision.active), state.decision
+
+    def standings(self, now: float) -> tuple[Standing, ...]:
+        """What managers are told of each pool, in the pools' order."""
+        return decisions.standings(self.settings, self.pools, self.fleet, now)
 
     # ------------------------------------------------------------------------------------------ reconcile
 
@@ -120,6 +135,8 @@ class FactoryCore:
             self.pools[job.pool].health.survived(job.created_at)
         for job in changes.connected:
             self.pools[job.pool].health.connected(job.created_at)
+            if job.ours:
+                self.pools[job.pool].startup.note(now - job.created_at)
         return [note for job, kind, words in changes.faults for note in self._fault(job, kind, words, now)]
 
     def _fault(self, job: Job, kind: Fault, words: str, now: float) -> list[Action]:
@@ -159,14 +176,14 @@ class FactoryCore:
         found = decisions.decide(self.settings, self.pools, self.views, self.fleet, self._discovery_unknown, now)
         for pool, decision in zip(self.settings.pools, found, strict=True):
             self.pools[pool.name].decision = decision
-            chase, late = decisions.chase(self.settings, pool.name, self.fleet, now, self._cause)
+            chase, late = moves.chase(self.settings, pool.name, self.fleet, now, self._cause)
             actions += chase
             for job in late:
                 self._late(job, actions, now)
             difference = decision.target - decision.active
             actions += self._tell_decision(decision)
             if difference > 0 and not self._blind(pool.name):
-                actions += decisions.grow(pool, difference, self.fleet, self._new_id, now, self._cause)
+                actions += moves.grow(pool, difference, self.fleet, self._new_id, now, self._cause)
             elif difference < 0:
                 actions += self._shrink(pool, -difference, now)
         return actions
@@ -177,7 +194,7 @@ class FactoryCore:
 
     def _shrink(self, pool: PoolSettings, count: int, now: float) -> list[Action]:
         gone = all(view.gone_since is not None for view in self.views.values())
-        return decisions.shrink(pool, count, self.fleet, gone, defaults.RETIRE_RETRY_S, now, self._cause)
+        return moves.shrink(pool, self.pools[pool.name], count, self.fleet, gone, now, self._cause)
 
     def _late(self, job: Job, actions: list[Action], now: float) -> None:
         waited = f"ran {self.settings.unconnected_s:g} s without a connection to a manager"
@@ -281,9 +298,9 @@ class FactoryCore:
             polite = [job for job in mine if job.cancelled_at is None]
             due = [job for job in mine if job.cancelled_at is not None and self._kill_due(job, now)]
             if polite:
-                actions.append(decisions.cancel(pool, polite, self.fleet, False, now, self._cause))
+                actions.append(moves.cancel(pool, polite, self.fleet, False, now, self._cause))
             if due:
-                actions.append(decisions.cancel(pool, due, self.fleet, True, now, self._cause))
+                actions.append(moves.cancel(pool, due, self.fleet, True, now, self._cause))
         # Before the first listing nobody knows what an earlier run has left behind.
         if not left and not self.finished and not any(self._blind(pool.name) for pool in self.settings.pools):
             self.finished = True
@@ -298,6 +315,18 @@ class FactoryCore:
 
     # -------------------------------------------------------------------------------------------- helpers
 
+    def _meter(self, now: float) -> None:
+        """Count the cores in use since the last pass."""
+        due = now - self._metered_at >= _METER_JOURNAL_S
+        for pool in self.settings.pools:
+            meter = self.pools[pool.name].meter
+            meter.note(decisions.cores_in_use(list(self.fleet.of_pool(pool.name)), pool), now)
+            bucket = meter.current()
+            if due and bucket is not None and pool.budget_core_hours > 0:
+                self.fleet.note_meter(MeterRow(pool.name, *bucket))
+        if due:
+            self._metered_at = now
+
     def _jobs(self, intent_ids: Iterable[str]) -> list[Job]:
         return [job for job in map(self.fleet.jobs.get, intent_ids) if job is not None]
 
@@ -308,6 +337,9 @@ class FactoryCore:
         for pool in self.settings.pools:
             state = self.pools.get(pool.name)
             if state is None:
-                self.pools[pool.name] = decisions.PoolState(PoolHealth(), RecentHigh(self.settings.retire_after_s))
+                rows = [(row.start, row.core_s) for row in self._meters if row.pool == pool.name]
+                self.pools[pool.name] = decisions.PoolState(
+                    PoolHealth(), RecentHigh(self.settings.retire_after_s), StartupTimes(pool.startup_s),
+                    Meter(pool.budget_period_s, rows))
             else:
-                state.recent.window_s = self.settings.retire_after_s
+                state.startup.given_s = pool.startup_s

@@ -1,151 +1,258 @@
-"""From what is believed to what should be done.
+"""From what is believed to how many jobs each pool should have.
 
-Owns the second half of a pass: demand -> packing -> limits -> which jobs to start, to cancel and to retire. Changes
-job records only to note what was decided. Pure.
+Owns the way from demand through packing and sharing to the limits. Changes only what pools remember. Pure; `moves.py`
+does something about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from vine_factory import limits, packing
+from taskvine_core.records import NamedTuple
+from vine_factory import defaults, limits, packing
+from vine_factory.budget import Meter
 from vine_factory.config import PoolSettings, Settings
-from vine_factory.demand import own_need
-from vine_factory.events import Action, CancelJobs, Note, RetireWorkers, SubmitJobs
+from vine_factory.demand import DRAINING, Demand, Group, Standing, without_others
 from vine_factory.explain import Decision
 from vine_factory.fleet import Fleet
 from vine_factory.health import PoolHealth
-from vine_factory.jobs import WAITING, Fact, Job, JobState
+from vine_factory.jobs import WAITING, Job, JobState
 from vine_factory.reconcile import ManagerView
-from vine_factory.retire import RecentHigh, choose_idle, choose_queued
+from vine_factory.retire import RecentHigh
+from vine_factory.startup import StartupTimes
+from vine_factory.walltime import lifetime_s
 
-RETIRE_REASON = "more workers than the manager can use"
+_MINUTE_S = 60.0
+_HOUR_S = 3600.0
 
 
 @dataclass(slots=True)
 class PoolState:
-    """What is remembered about a pool between passes."""
+    """What is remembered about a pool between passes. ``retired_at``: when jobs were asked to leave, lately."""
 
     health: PoolHealth
     recent: RecentHigh
+    startup: StartupTimes
+    meter: Meter
     last_listing_at: float = float("-inf")
     listing_unknown: str = "the batch system has not been asked yet"
     decision: Decision | None = None
+    retired_at: list[float] = field(default_factory=list)
 
 
-def needs_of(settings: Settings, views: Mapping[str, ManagerView], fleet: Fleet,
-             gone_s: float, now: float) -> list[tuple[ManagerView, bool, list[int]]]:
-    """One row per manager that counts: (view, answers now, workers of ours per pool)."""
-    own = fleet.jobs.keys()
+class _Row(NamedTuple):
+    """One manager that counts: what it can use beyond what others give it."""
+
+    view: ManagerView
+    known: bool
+    demand: Demand
+    groups: tuple[Group, ...]
+
+
+class _Want(NamedTuple):
+    """Of one pool, in workers."""
+
+    load: float                 # in use now
+    waiting: float              # workers' worth of waiting tasks that are ours to take
+    work_s: float | None        # seconds of one worker that those take
+    by_manager: tuple[float, ...]
+
+
+def _rows(settings: Settings, views: Mapping[str, ManagerView], fleet: Fleet, now: float) -> list[_Row]:
+    shapes, own = [pool.shape for pool in settings.pools], fleet.jobs.keys()
     rows = []
     for view in views.values():
-        if view.last is None or len(view.last.needs) != len(settings.pools):
+        demand = view.last
+        if demand is None or any(len(group.parts) != len(shapes) for group in demand.groups):
             continue
-        if view.gone_since is not None and now - view.gone_since > gone_s:
+        if view.gone_since is not None and now - view.gone_since > settings.manager_gone_s:
             continue
-        row = [own_need(view.last, index, pool.shape, own) for index, pool in enumerate(settings.pools)]
-        rows.append((view, view.gone_since is None, row))
+        rows.append(_Row(view, view.gone_since is None, demand, without_others(demand, shapes, own)))
     return rows
+
+
+def _wants(rows: Sequence[_Row], loads: Sequence[float], settings: Settings) -> list[_Want]:
+    """Pack the waiting tasks of all rows into the pools' room."""
+    groups = [group for row in rows for group in row.groups]
+    room = [max(0.0, pool.maximum - load) for pool, load in zip(settings.pools, loads, strict=True)]
+    placed = packing.pack(groups, room)
+    wants = []
+    for index, load in enumerate(loads):
+        parts, first = [], 0
+        for row in rows:
+            last = first + len(row.groups)
+            parts.append(packing.load(groups[first:last], placed[first:last], index))
+            first = last
+        wants.append(_Want(load, sum(parts), packing.work_s(groups, placed, index), tuple(parts)))
+    return wants
+
+
+def _shared(want: _Want, rows: Sequence[_Row], have: int) -> int:
+    """Workers wanted, when factories that could start some too divide what nobody has started yet."""
+    total = packing.whole(want.load + want.waiting)
+    extra = total - have
+    if extra <= 0 or not any(row.demand.others.able for row in rows):
+        return total
+    ours = 0.0
+    for row, part in zip(rows, want.by_manager, strict=True):
+        mine = extra * part / want.waiting if want.waiting else 0.0
+        sharers, before = row.demand.others.able + 1, row.demand.others.before
+        # Whole workers, the earlier names first, so that the shares add up to all of it.
+        ours += mine / sharers if sharers == 1 else max(0, packing.whole(mine) - before + sharers - 1) // sharers
+    return have + min(extra, packing.whole(ours))
 
 
 def decide(settings: Settings, pools: Mapping[str, PoolState], views: Mapping[str, ManagerView], fleet: Fleet,
            discovery_unknown: str, now: float) -> list[Decision]:
     """The target of every pool, with reasons."""
-    rows = needs_of(settings, views, fleet, settings.manager_gone_s, now)
-    room = [pool.maximum for pool in settings.pools]
-    answered = packing.pack([row for _, known, row in rows if known], room)
-    hoped = packing.pack([row for _, _, row in rows], room)
+    rows = _rows(settings, views, fleet, now)
+    jobs = {pool.name: list(fleet.of_pool(pool.name)) for pool in settings.pools}
+    loads = [sum(job.load for job in jobs[pool.name] if job.active) for pool in settings.pools]
+    answering = [row for row in rows if row.known]
+    answered, hoped = _wants(answering, loads, settings), _wants(rows, loads, settings)
     silent = next((v for v in views.values() if v.gone_since is not None
                    and now - v.gone_since <= settings.manager_gone_s), None)
+    unfit = _unfit(rows)
     decisions = []
     for index, pool in enumerate(settings.pools):
         state = pools[pool.name]
-        jobs = list(fleet.of_pool(pool.name))
-        active = sum(1 for job in jobs if job.active)
-        # A manager that does not answer keeps what it has, and gets nothing more on old news.
-        wanted = max(answered[index], min(hoped[index], active))
         blind = discovery_unknown or state.listing_unknown
         if silent is not None and not blind:
             blind = f"{silent.key} does not answer ({silent.why_gone})"
-        if blind:
-            state.recent.forget()
-        else:
-            state.recent.note(min(max(wanted, pool.minimum), pool.maximum), now)
-        probing = sum(1 for job in jobs if job.state in WAITING and job.created_at >= state.health.tripped_at)
-        health_new, why = state.health.gate(now, probing)
-        situation = limits.Situation(
-            wanted=wanted, active=active, leaving=len(jobs) - active,
-            waiting=sum(1 for job in jobs if job.state in WAITING), minimum=pool.minimum, maximum=pool.maximum,
-            per_cycle=pool.per_cycle, unknown=blind, recent_high=state.recent.value(now),
-            window_s=settings.retire_after_s, health_new=health_new, health_reason=why)
+        counts = _counts(jobs[pool.name], pool, state, now)
+        # A manager that does not answer keeps what it has, and gets nothing more on old news.
+        have = counts.active * pool.workers_per_job
+        wanted = max(_jobs(_shared(answered[index], answering, have), pool),
+                     min(_jobs(packing.whole(hoped[index].load + hoped[index].waiting), pool), counts.active))
+        situation = _situation(pool, state, counts, wanted, blind, answered[index], settings, now)
         target, steps = limits.apply(situation)
-        needs = tuple((view.key, row[index], known) for view, known, row in rows)
-        decisions.append(Decision(pool.name, needs, wanted, active, situation.leaving, target, steps))
+        needs = tuple((row.view.key, packing.whole(part + _load_of(jobs[pool.name], row.view.key)), row.known)
+                      for row, part in zip(rows, hoped[index].by_manager, strict=True))
+        decisions.append(Decision(pool.name, needs, wanted, counts.active, counts.leaving, target, steps,
+                                  pool.workers_per_job, unfit if index == 0 else ()))
     return decisions
 
 
-def grow(pool: PoolSettings, count: int, fleet: Fleet, new_id: Callable[[], str], now: float,
-         cause: int) -> list[Action]:
-    """Intend and submit ``count`` jobs. The caller journals the intents before it lets the actions out."""
-    ids = []
-    for _ in range(count):
-        job = Job(new_id(), pool.name, now, in_flight=True, touched_at=now)
-        fleet.add(job)
-        ids.append(job.intent_id)
-    return [SubmitJobs(pool.name, tuple(ids), cause)]
+def _jobs(workers: int, pool: PoolSettings) -> int:
+    return -(-workers // pool.workers_per_job)
 
 
-def shrink(pool: PoolSettings, count: int, fleet: Fleet, managers_gone: bool, retry_s: float, now: float,
-           cause: int) -> list[Action]:
-    """Let ``count`` jobs go: what has not started, what nobody can use, then idle workers."""
-    jobs = list(fleet.of_pool(pool.name))
-    count -= sum(1 for job in jobs if job.retire_asked_at is not None)  # already on their way out
-    actions: list[Action] = []
-    dropped = choose_queued(jobs, count)
-    if managers_gone:
-        dropped += [job for job in jobs if job.state is JobState.RUNNING][:max(0, count - len(dropped))]
-    if dropped:
-        actions.append(cancel(pool.name, dropped, fleet, False, now, cause))
-        actions.append(Note("cancel", f"{pool.name}: cancelling {len(dropped)} jobs that nobody needs", cause,
-                            {"pool": pool.name, "jobs": len(dropped)}))
-    by_manager: dict[str, list[Job]] = {}
-    for job in choose_idle(jobs, count - len(dropped), now, retry_s):
-        job.retire_asked_at = now
-        by_manager.setdefault(job.manager, []).append(job)
-    for manager, chosen in by_manager.items():
-        workers = tuple((job.intent_id, job.worker.worker_id) for job in chosen if job.worker is not None)
-        actions.append(RetireWorkers(manager, workers, RETIRE_REASON, cause))
-    return actions
+def _load_of(jobs: Sequence[Job], manager: str) -> float:
+    return sum(one.facts.load for job in jobs for one in job.workers
+               if one.manager == manager and one.facts.state != DRAINING)
 
 
-def cancel(pool: str, jobs: list[Job], fleet: Fleet, force: bool, now: float, cause: int) -> CancelJobs:
-    """Mark jobs as leaving and cancel them through the batch system."""
-    for job in jobs:
-        if job.state is not JobState.DRAINING:
-            fleet.move(job, Fact.TOLD_TO_LEAVE, now)
-        job.cancelled_at = job.cancelled_at if force and job.cancelled_at is not None else now
-        if force:
-            job.killed_at = now
-    return CancelJobs(pool, tuple((job.intent_id, job.batch_id) for job in jobs), force, cause)
+def _unfit(rows: Sequence[_Row]) -> tuple[tuple[str, int], ...]:
+    found: dict[str, float] = {}
+    for row in rows:
+        for group in row.groups:
+            if not any(group.parts):
+                found[group.category] = found.get(group.category, 0.0) + group.tasks
+    return tuple((category, round(tasks)) for category, tasks in sorted(found.items()))
 
 
-def chase(settings: Settings, pool: str, fleet: Fleet, now: float, cause: int) -> tuple[list[Action], list[Job]]:
-    """Follow up on jobs that should have left or connected by now. Returns actions and the jobs never connected."""
-    grace = settings.drain_grace_s
-    polite, force, late = [], [], []
-    for job in fleet.of_pool(pool):
-        if job.state is JobState.DRAINING:
-            if job.cancelled_at is None:
-                if job.unlisted_since is not None and now - job.unlisted_since >= grace:
-                    polite.append(job)
-            elif now - max(job.cancelled_at, job.killed_at or 0.0) >= grace:
-                force.append(job)
-        elif job.unconnected_since is not None and now - job.unconnected_since >= settings.unconnected_s:
-            late.append(job)
-    actions: list[Action] = []
-    if polite or late:
-        actions.append(cancel(pool, polite + late, fleet, False, now, cause))
-    if force:
-        actions.append(cancel(pool, force, fleet, True, now, cause))
-    return actions, late
+class _Counts(NamedTuple):
+    active: int
+    leaving: int
+    waiting: int
+    queued: int
+    busy: int
+    probing: int
+
+
+def _counts(jobs: Sequence[Job], pool: PoolSettings, state: PoolState, now: float) -> _Counts:
+    """A job whose walltime ends before a new one could be here is as good as gone: its successor starts now."""
+    ahead_s = state.startup.usual_s() or 0.0
+    active = [job for job in jobs if job.active and not expiring(job, pool, ahead_s, now)]
+    return _Counts(len(active), len(jobs) - len(active), sum(1 for job in active if job.state in WAITING),
+                   sum(1 for job in active if job.state in (JobState.SUBMITTED, JobState.QUEUED)),
+                   sum(1 for job in active if job.busy), probing(jobs, state))
+
+
+def probing(jobs: Sequence[Job], state: PoolState) -> int:
+    """Jobs that are to show whether a tripped pool works again."""
+    return sum(1 for job in jobs if job.state in WAITING and job.created_at >= state.health.tripped_at)
+
+
+def expiring(job: Job, pool: PoolSettings, ahead_s: float, now: float) -> bool:
+    """Its lifetime is over within ``ahead_s`` seconds."""
+    life_s = lifetime_s(pool.walltime_s, job.intent_id)
+    return life_s > 0 and job.running_since is not None and now + ahead_s >= job.running_since + life_s
+
+
+def _situation(pool: PoolSettings, state: PoolState, counts: _Counts, wanted: int, blind: str, want: _Want,
+               settings: Settings, now: float) -> limits.Situation:
+    usual_s = state.startup.usual_s()
+    minimum, maximum = _jobs(pool.minimum, pool), pool.maximum // pool.workers_per_job
+    state.recent.window_s = max(settings.retire_after_s, min(usual_s or 0.0, defaults.WINDOW_STARTUP_MAX_S))
+    if blind:
+        state.recent.forget()
+    else:
+        state.recent.note(min(max(wanted, minimum), maximum), now)
+    health_new, why = state.health.gate(now, counts.probing)
+    situation = limits.Situation(
+        wanted=wanted, active=counts.active, leaving=counts.leaving, waiting=counts.waiting, minimum=minimum,
+        maximum=maximum, per_cycle=pool.per_cycle, unknown=blind, recent_high=state.recent.value(now),
+        window_s=state.recent.window_s, health_new=health_new, health_reason=why, busy=counts.busy,
+        queued=counts.queued, max_idle=pool.max_idle)
+    return _with_budget(_with_worth(_with_disruption(situation, pool, state, now), pool, want, usual_s), pool, state)
+
+
+def _with_disruption(situation: limits.Situation, pool: PoolSettings, state: PoolState,
+                     now: float) -> limits.Situation:
+    state.retired_at = [at for at in state.retired_at if now - at < _MINUTE_S]
+    if pool.retire_per_minute <= 0:
+        return situation
+    return situation._replace(may_leave=max(0, pool.retire_per_minute - len(state.retired_at)))
+
+
+def _with_worth(situation: limits.Situation, pool: PoolSettings, want: _Want,
+                usual_s: float | None) -> limits.Situation:
+    """How many workers can still be useful when they come after ``usual_s`` seconds.
+
+    With A workers here and n in all, the waiting work W ends at T with W = A T + (n - A)(T - L). The last one is worth
+    starting while T - L >= u, which is n <= (W - A L) / u.
+    """
+    if usual_s is None or want.work_s is None or want.waiting <= 0:
+        return situation
+    here = situation.active * pool.workers_per_job
+    useful_s = max(defaults.USEFUL_MIN_S, defaults.USEFUL_SHARE * usual_s)
+    # What runs now ends at some time that nobody knows: as if it had just begun.
+    work_s = want.work_s + want.load * (want.work_s / want.waiting)
+    most = max(0 if here else 1, int((work_s - here * usual_s) / useful_s))
+    return situation._replace(
+        worthwhile=_jobs(most, pool),
+        worthwhile_reason=f"a new worker takes {usual_s:.0f} s to come, the work left ends before it could do "
+                          f"{useful_s:.0f} s of it")
+
+
+def _with_budget(situation: limits.Situation, pool: PoolSettings, state: PoolState) -> limits.Situation:
+    if pool.budget_core_hours <= 0:
+        return situation
+    left_core_s = pool.budget_core_hours * _HOUR_S - state.meter.used_core_s()
+    used = f"{state.meter.used_core_s() / _HOUR_S:.1f} of {pool.budget_core_hours:g} core-hours are used"
+    if left_core_s <= 0:
+        return situation._replace(affordable=situation.busy, budget_reason=f"the budget is used up: {used}")
+    job_cores = max(1, pool.shape.resources.cores) * pool.workers_per_job
+    in_all = int(left_core_s / (job_cores * defaults.BUDGET_HORIZON_S))
+    return situation._replace(affordable=max(situation.active, in_all),
+                              budget_reason=f"near the end of the budget: {used}")
+
+
+def cores_in_use(jobs: Sequence[Job], pool: PoolSettings) -> int:
+    """Cores that a pool's running jobs occupy, whether they work or not."""
+    running = sum(1 for job in jobs if job.running_since is not None)
+    return running * pool.workers_per_job * max(1, pool.shape.resources.cores)
+
+
+def standings(settings: Settings, pools: Mapping[str, PoolState], fleet: Fleet, now: float) -> tuple[Standing, ...]:
+    """What managers are told of each pool."""
+    found = []
+    for pool in settings.pools:
+        jobs = list(fleet.of_pool(pool.name))
+        state, pending = pools[pool.name], sum(1 for job in jobs if job.state in WAITING)
+        health_new, _ = state.health.gate(now, probing(jobs, state))
+        room = pool.maximum // pool.workers_per_job - len(jobs) if health_new is None else 0
+        found.append(Standing(pending * pool.workers_per_job, max(0, room) * pool.workers_per_job))
+    return tuple(found)

@@ -36,6 +36,8 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A demand answer lists the workers, about 300 bytes each; far above any real fleet, bounded all the same."""
 MAX_COUNT = 10_000_000
 """A count above this in an answer is garbage, not demand."""
+MAX_PENDING = 100_000
+"""Workers that another factory may claim to have under way."""
 MANAGER_GONE_S = 300.0
 """So long a manager that stopped answering is expected back; its workers are left alone meanwhile."""
 
@@ -74,6 +76,27 @@ WORKER_TIMEOUT_S = 300
 """Idle timeout given to workers; the published value of the factory."""
 FACTORY_TIMEOUT_S = 0.0
 """Never end by itself for want of managers."""
+WINDOW_STARTUP_MAX_S = 900.0
+"""Where starting takes longer than RETIRE_AFTER_S, that long counts instead, up to this: a queue of hours is no reason
+to hold idle workers for hours."""
+STARTUP_SAMPLES = 50
+STARTUP_MIN_SAMPLES = 3
+"""The usual time from submission to connection is the median of the last so many; of fewer than three nothing is
+concluded."""
+USEFUL_SHARE = 0.1
+USEFUL_MIN_S = 1.0
+"""A worker is worth starting when it will work for at least this share of the time that it takes to come, and for a
+second."""
+BUDGET_HORIZON_S = 600.0
+"""Near the end of a budget only so many workers are started as could run for so long on the rest."""
+BUDGET_BUCKETS = 48
+"""A budget's period slides in so many steps: half an hour for a day."""
+EXPIRY_STAGGER = 0.1
+"""Jobs submitted together end over the last tenth of their walltime, not all at once."""
+WALLTIME_MARGIN_S = 120.0
+"""Before the batch system's limit a worker must be gone by itself, with its data moved and its tasks handed back."""
+WALLTIME_MARGIN_SHARE = 0.1
+"""...or this share of the walltime where that is less."""
 BUDGET_PERIOD_S = 86_400.0
 """Core-hours are given per day, unless the pool says otherwise."""
 

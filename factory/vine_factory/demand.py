@@ -1,11 +1,12 @@
 """What the managers can use, from their answers.
 
-Owns the question and the strict reading of the answer (JSON contract of the "demand" query), and the arithmetic
-from "workers of this shape in total" to "workers of ours". Pure: gets decoded JSON, knows no connection.
+Owns the question and the strict reading of the answer (JSON contract of the "demand" query), and what of it is left
+when others have done their part. Pure: gets decoded JSON, knows no connection.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,25 +16,48 @@ from taskvine_core.resources import Resources
 from vine_factory import defaults
 
 IDLE, BUSY, DRAINING = "idle", "busy", "draining"
+_EPSILON = 1e-6
+"""Shares are rounded to four digits: ten tenths are a whole."""
 
 
 class Shape(NamedTuple):
-    """What one worker of a pool offers."""
+    """What one worker of a pool offers. ``walltime_s`` 0 = it may run for ever."""
 
     resources: Resources
     features: tuple[str, ...] = ()
+    walltime_s: float = 0.0
 
 
-class ShapeNeed(NamedTuple):
-    """``workers``: how many of one shape the manager could use now, connected ones included.
-    ``seconds``: estimated work for each, None when the manager cannot tell."""
+class Standing(NamedTuple):
+    """What a pool tells managers of itself, in workers: under way and not connected yet; still possible."""
 
-    workers: int
+    pending: int
+    room: int
+
+
+class Group(NamedTuple):
+    """Waiting tasks that are alike. ``seconds``: one of them takes so long, None when the manager cannot tell.
+    ``parts``: of each shape asked for, the share of such a worker that one task takes; 0 = it cannot run there.
+    ``asks``: what the tasks ask for, -1 where they say nothing."""
+
+    category: str
+    tasks: float
     seconds: float | None
+    parts: tuple[float, ...]
+    asks: Resources
+
+
+class Others(NamedTuple):
+    """Factories that feed the same manager: how many of them could start more, how many of those come before us, and
+    workers that they have under way, by what each offers."""
+
+    able: int = 0
+    before: int = 0
+    pending: tuple[tuple[Resources, int], ...] = ()
 
 
 class WorkerFacts(NamedTuple):
-    """One worker connected to a manager. ``sole_mb``: data nobody else holds."""
+    """One worker connected to a manager. ``sole_mb``: data nobody else holds. ``load``: 0..1 of it is in use."""
 
     worker_id: str
     job_id: str
@@ -44,27 +68,30 @@ class WorkerFacts(NamedTuple):
     cache_mb: int
     sole_mb: int
     resources: Resources
+    load: float = 0.0
 
 
 class Demand(NamedTuple):
-    """One manager's answer; ``needs`` in the order of the shapes asked for."""
+    """One manager's answer; ``groups`` have their parts in the order of the shapes asked for."""
 
     manager_id: str
     project: str
     tasks_waiting: int
     tasks_running: int
     tasks_left: int
-    needs: tuple[ShapeNeed, ...]
+    groups: tuple[Group, ...]
     workers: tuple[WorkerFacts, ...]
     blocked_hosts: tuple[str, ...]
+    others: Others = Others()
 
 
-def question(shapes: Sequence[Shape], factory_name: str) -> dict[str, object]:
-    """Body of the "demand" query."""
-    return {"factory": factory_name,
-            "shapes": [{"cores": s.resources.cores, "memory_mb": s.resources.memory_mb,
-                        "disk_mb": s.resources.disk_mb, "gpus": s.resources.gpus,
-                        "features": list(s.features)} for s in shapes]}
+def question(shapes: Sequence[Shape], standings: Sequence[Standing], factory_name: str, factory_id: str,
+             period_s: float) -> dict[str, object]:
+    """Body of the "demand" query; ``period_s``: when it will be asked again."""
+    return {"factory": factory_name, "factory_id": factory_id, "period_s": period_s,
+            "shapes": [{**_amounts(shape.resources), "features": list(shape.features),
+                        "walltime_s": shape.walltime_s, "pending": standing.pending, "room": standing.room}
+                       for shape, standing in zip(shapes, standings, strict=True)]}
 
 
 def parse_demand(body: object, shapes: int) -> Demand:
@@ -75,37 +102,69 @@ def parse_demand(body: object, shapes: int) -> Demand:
             garbage is never taken for a number.
     """
     record = _mapping(body, "demand")
-    needs = tuple(_need(entry) for entry in _list(record, "shapes"))
-    if len(needs) != shapes:
-        raise RemoteProtocolError(f"manager answered for {len(needs)} shapes, asked were {shapes}")
     return Demand(
         manager_id=_text(record, "manager_id"), project=_text(record, "project"),
         tasks_waiting=_count(record, "tasks_waiting"), tasks_running=_count(record, "tasks_running"),
-        tasks_left=_count(record, "tasks_left"), needs=needs,
+        tasks_left=_count(record, "tasks_left"),
+        groups=tuple(_group(entry, shapes) for entry in _list(record, "groups")),
         workers=tuple(_worker(entry) for entry in _list(record, "workers")),
-        blocked_hosts=tuple(str(host) for host in _list(record, "blocked_hosts")))
+        blocked_hosts=tuple(str(host) for host in _list(record, "blocked_hosts")),
+        others=_others(record.get("others")))
 
 
-def own_need(demand: Demand, index: int, shape: Shape, own_jobs: Collection[str]) -> int:
-    """How many workers of pool ``index`` are ours to provide: the total less what others have connected.
+def without_others(demand: Demand, shapes: Sequence[Shape], own_jobs: Collection[str]) -> tuple[Group, ...]:
+    """The waiting tasks that are left when workers that are not ours have taken what they can."""
+    spare = [(worker.resources, 1.0 - worker.load) for worker in demand.workers
+             if worker.job_id not in own_jobs and worker.state != DRAINING and worker.load < 1.0]
+    spare += [(resources, 1.0) for resources, count in demand.others.pending for _ in range(count)]
+    if not spare:
+        return demand.groups
+    left = []
+    for group in demand.groups:
+        tasks = group.tasks
+        for index, (resources, free) in enumerate(spare):
+            part = _part_elsewhere(group, shapes, resources)
+            if tasks > 0 and part > 0:
+                taken = min(tasks, math.floor(free / part + _EPSILON))
+                tasks -= taken
+                spare[index] = (resources, free - taken * part)
+        left.append(group._replace(tasks=tasks))
+    return tuple(group for group in left if group.tasks > 0)
 
-    A foreign worker counts by its cores, so that one of 32 cores stands for four of 8.
-    """
-    total = demand.needs[index].workers
-    ours = max(1, shape.resources.cores)
-    foreign = 0.0
-    for worker in demand.workers:
-        if worker.job_id not in own_jobs and worker.state != DRAINING:
-            foreign += max(1, worker.resources.cores) / ours
-    return max(0, total - int(foreign))
+
+def _part_elsewhere(group: Group, shapes: Sequence[Shape], resources: Resources) -> float:
+    """Share of a foreign worker that one task takes, 0 when it cannot run there: by cores, from a shape of ours."""
+    if any(ask > have for ask, have in zip(group.asks, resources, strict=True)):
+        return 0.0
+    for part, shape in zip(group.parts, shapes, strict=True):
+        if part > 0:
+            return min(1.0, part * max(1, shape.resources.cores) / max(1, resources.cores))
+    return 0.0
 
 
-def _need(entry: object) -> ShapeNeed:
-    record = _mapping(entry, "shape")
+def _group(entry: object, shapes: int) -> Group:
+    record = _mapping(entry, "group")
     seconds = record.get("seconds")
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0):
-        raise RemoteProtocolError(f"manager's answer has seconds = {seconds!r}")
-    return ShapeNeed(_count(record, "workers"), None if seconds is None else float(seconds))
+    parts = _list(record, "parts")
+    if len(parts) != shapes:
+        raise RemoteProtocolError(f"manager answered for {len(parts)} shapes, asked were {shapes}")
+    shares = tuple(_amount(part, "a part") for part in parts)
+    if any(share > 1 for share in shares):
+        raise RemoteProtocolError(f"manager's answer has parts = {parts!r}, more than a worker")
+    tasks = _number(record, "tasks")
+    if tasks > defaults.MAX_COUNT:
+        raise RemoteProtocolError(f"manager's answer has tasks = {tasks:g}, more than can be true")
+    return Group(_text(record, "category"), tasks, None if seconds is None else _amount(seconds, "seconds"), shares,
+                 _asks(_mapping(record.get("asks"), "asks")))
+
+
+def _others(value: object) -> Others:
+    if value is None:
+        return Others()
+    record = _mapping(value, "others")
+    pending = [_mapping(entry, "pending") for entry in _list(record, "pending")]
+    return Others(_count(record, "able"), _count(record, "before"),
+                  tuple((_offers(entry), min(_count(entry, "workers"), defaults.MAX_PENDING)) for entry in pending))
 
 
 def _worker(entry: object) -> WorkerFacts:
@@ -113,9 +172,23 @@ def _worker(entry: object) -> WorkerFacts:
     return WorkerFacts(
         worker_id=_text(record, "worker_id"), job_id=_text(record, "job_id"), hostname=_text(record, "hostname"),
         state=_text(record, "state"), idle_s=_number(record, "idle_s"), tasks_running=_count(record, "tasks_running"),
-        cache_mb=_count(record, "cache_mb"), sole_mb=_count(record, "sole_mb"),
-        resources=Resources(_count(record, "cores"), _count(record, "memory_mb"), _count(record, "disk_mb"),
-                            _count(record, "gpus")))
+        cache_mb=_count(record, "cache_mb"), sole_mb=_count(record, "sole_mb"), resources=_offers(record),
+        load=min(1.0, _number(record, "load")))
+
+
+def _amounts(values: Resources) -> dict[str, object]:
+    return {"cores": values.cores, "memory_mb": values.memory_mb, "disk_mb": values.disk_mb, "gpus": values.gpus}
+
+
+def _offers(record: Mapping[str, Any]) -> Resources:
+    return Resources(_count(record, "cores"), _count(record, "memory_mb"), _count(record, "disk_mb"),
+                     _count(record, "gpus"))
+
+
+def _asks(record: Mapping[str, Any]) -> Resources:
+    """As `_offers`, but "says nothing" stays apart from nothing."""
+    return Resources(*(-1 if record.get(key) == -1 else _count(record, key)
+                       for key in ("cores", "memory_mb", "disk_mb", "gpus")))
 
 
 def _mapping(value: object, what: str) -> Mapping[str, Any]:
@@ -139,7 +212,10 @@ def _text(record: Mapping[str, Any], key: str) -> str:
 
 
 def _number(record: Mapping[str, Any], key: str) -> float:
-    value = record.get(key)
+    return _amount(record.get(key), key)
+
+
+def _amount(value: object, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise RemoteProtocolError(f"manager's answer has {key} = {value!r}, expected a number not below 0")
     return float(value)

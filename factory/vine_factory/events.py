@@ -103,12 +103,21 @@ class JobRow(NamedTuple):
     connected_once: bool
 
 
+class MeterRow(NamedTuple):
+    """What a pool has used of its budget: core-seconds in the part of the period that began at ``start``."""
+
+    pool: str
+    start: float
+    core_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class WriteJournal:
     """Durably, before any action after it: these rows are new or changed, these jobs are over."""
 
     rows: tuple[JobRow, ...]
     over: tuple[str, ...]
+    meters: tuple[MeterRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from vine_factory import defaults
-from vine_factory.events import JobRow, WriteJournal
+from vine_factory.events import JobRow, MeterRow, WriteJournal
 from vine_factory.jobs import Fact, Job, JobState, advance
 
 _RESTORED = {JobState.INTENDED.value: JobState.INTENDED, JobState.DRAINING.value: JobState.DRAINING}
@@ -21,6 +21,7 @@ class Fleet:
     def __init__(self, rows: Iterable[JobRow] = (), now: float = 0.0) -> None:
         self.jobs: dict[str, Job] = {}
         self._changed: set[str] = set()
+        self._meters: dict[str, MeterRow] = {}
         for row in rows:
             # Beyond "the batch system has it" a state is an observation, and is made again.
             state = _RESTORED.get(row.state, JobState.SUBMITTED)
@@ -48,7 +49,7 @@ class Fleet:
         advance(job, fact)
         self._changed.add(job.intent_id)
         if job.state is JobState.ENDED:
-            job.ended_at, job.end_reason, job.worker = now, reason, None
+            job.ended_at, job.end_reason, job.workers = now, reason, ()
         elif job.state is JobState.DRAINING:
             job.leaving_since = now
             job.retire_asked_at = None
@@ -68,9 +69,13 @@ class Fleet:
         for intent_id in old:
             del self.jobs[intent_id]
 
+    def note_meter(self, row: MeterRow) -> None:
+        """What a pool has used, to go into the journal with the next changes."""
+        self._meters[row.pool] = row
+
     def take_changes(self) -> WriteJournal | None:
         """What the journal has to learn, None when nothing changed."""
-        if not self._changed:
+        if not self._changed and not self._meters:
             return None
         rows, over = [], []
         for intent_id in sorted(self._changed):
@@ -80,8 +85,10 @@ class Fleet:
             else:
                 rows.append(JobRow(job.intent_id, job.pool, job.state.value, job.batch_id, job.created_at,
                                    job.connected_once))
+        meters = tuple(self._meters.values())
         self._changed.clear()
-        return WriteJournal(tuple(rows), tuple(over))
+        self._meters.clear()
+        return WriteJournal(tuple(rows), tuple(over), meters)
 
     def check_invariants(self) -> None:
         """What must hold between events.
@@ -93,7 +100,7 @@ class Fleet:
             assert job.intent_id == intent_id
             assert (job.ended_at is not None) == (job.state is JobState.ENDED), job
             assert job.state is not JobState.DRAINING or job.leaving_since is not None, job
-            assert job.worker is None or job.state in (JobState.CONNECTED, JobState.DRAINING), job
+            assert not job.workers or job.state in (JobState.CONNECTED, JobState.DRAINING), job
             assert job.killed_at is None or job.cancelled_at is not None, job
 
 

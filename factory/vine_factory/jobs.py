@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from taskvine_core.errors import StateError
-from vine_factory.demand import WorkerFacts
+from taskvine_core.records import NamedTuple
+from vine_factory.demand import BUSY, DRAINING, IDLE, WorkerFacts
 
 
 class JobState(str, Enum):
@@ -60,23 +61,31 @@ WAITING = frozenset({_S.INTENDED, _S.SUBMITTED, _S.QUEUED, _S.RUNNING})
 """States of a job that is expected to connect."""
 
 
+class Listed(NamedTuple):
+    """A worker of a job, and the key of the manager that lists it."""
+
+    manager: str
+    facts: WorkerFacts
+
+
 @dataclass(slots=True)
 class Job:
-    """One job. Times are seconds since the epoch, None when it has not happened."""
+    """One job, which becomes one worker or several. Times: seconds since the epoch, None when it has not happened."""
 
     intent_id: str
     pool: str
     created_at: float
     state: JobState = JobState.INTENDED
     batch_id: str = ""
+    ours: bool = False                  # submitted by this run, so that its start-up can be timed
     in_flight: bool = False             # the submit call has not answered
     touched_at: float = 0.0             # listings asked for before this say nothing about the job
     seen: bool = False                  # in a listing, at least once
     running_since: float | None = None
     connected_once: bool = False
     survived: bool = False              # lived past the time in which broken workers die
-    manager: str = ""                   # key of the manager that lists or listed it
-    worker: WorkerFacts | None = None   # what that manager says about it, None when unlisted
+    manager: str = ""                   # key of a manager that lists or listed it
+    workers: tuple[Listed, ...] = ()    # what managers say about its workers, () when unlisted
     unconnected_since: float | None = None
     absent_since: float | None = None
     absent_listings: int = 0
@@ -96,8 +105,29 @@ class Job:
 
     @property
     def active(self) -> bool:
-        """Counts as one worker that is there or will be."""
+        """Counts as something that is there or will be."""
         return self.state is not JobState.ENDED and self.state is not JobState.DRAINING
+
+    @property
+    def idle(self) -> bool:
+        """It has workers, and none of them has anything to do."""
+        return bool(self.workers) and all(one.facts.state == IDLE and one.facts.tasks_running == 0
+                                          for one in self.workers)
+
+    @property
+    def busy(self) -> bool:
+        """One of its workers has work."""
+        return any(one.facts.state == BUSY or one.facts.tasks_running for one in self.workers)
+
+    @property
+    def leaving(self) -> bool:
+        """All of its workers are on their way out."""
+        return bool(self.workers) and all(one.facts.state == DRAINING for one in self.workers)
+
+    @property
+    def load(self) -> float:
+        """How many workers' worth of it is in use."""
+        return sum(one.facts.load for one in self.workers)
 
 
 def advance(job: Job, fact: Fact) -> None:

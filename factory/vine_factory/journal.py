@@ -10,9 +10,11 @@ import sqlite3
 from pathlib import Path
 
 from taskvine_core.errors import ConfigError
-from vine_factory.events import JobRow, WriteJournal
+from vine_factory.events import JobRow, MeterRow, WriteJournal
 
 SCHEMA_VERSION = 1
+METER_KEPT_S = 32 * 86_400.0
+"""The longest period that a budget may have is a month; what is older nobody asks for."""
 _BUSY_S = 5.0  # somebody may look at the file with another tool
 
 
@@ -36,6 +38,8 @@ class Journal:
             self._database.execute("CREATE TABLE IF NOT EXISTS jobs (intent_id TEXT PRIMARY KEY, pool TEXT NOT NULL, "
                                    "state TEXT NOT NULL, batch_id TEXT NOT NULL, created_at REAL NOT NULL, "
                                    "connected_once INTEGER NOT NULL)")
+            self._database.execute("CREATE TABLE IF NOT EXISTS meters (pool TEXT NOT NULL, start REAL NOT NULL, "
+                                   "core_s REAL NOT NULL, PRIMARY KEY (pool, start))")
             self._database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.Error as problem:
             raise ConfigError(f"cannot use the journal {path}: {problem}",
@@ -45,6 +49,10 @@ class Journal:
         """All jobs not known to be over."""
         found = self._database.execute("SELECT intent_id, pool, state, batch_id, created_at, connected_once FROM jobs")
         return [JobRow(i, p, s, b, at, bool(once)) for i, p, s, b, at, once in found]
+
+    def meters(self) -> list[MeterRow]:
+        """What the pools have used of their budgets."""
+        return [MeterRow(*row) for row in self._database.execute("SELECT pool, start, core_s FROM meters")]
 
     def write(self, change: WriteJournal | None) -> None:
         """Apply one change, durably, after those that could not be written before. None: only those.
@@ -71,6 +79,10 @@ class Journal:
     def _apply(self, change: WriteJournal) -> None:
         self._database.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", change.rows)
         self._database.executemany("DELETE FROM jobs WHERE intent_id = ?", ((i,) for i in change.over))
+        for row in change.meters:
+            self._database.execute("INSERT OR REPLACE INTO meters VALUES (?, ?, ?)", row)
+            self._database.execute("DELETE FROM meters WHERE pool = ? AND start < ?",
+                                   (row.pool, row.start - METER_KEPT_S))
 
     def close(self) -> None:
         """Close the file."""

@@ -12,11 +12,11 @@ from taskvine_core.records import NamedTuple
 
 
 class Situation(NamedTuple):
-    """All that limits may look at, for one pool in one pass. Counts of workers."""
+    """All that limits may look at, for one pool in one pass. Counts of jobs: workers, where a job is one worker."""
 
     wanted: int
     active: int                # there or on their way, not leaving
-    leaving: int               # still occupy a place
+    leaving: int               # still occupy a place; those whose walltime is nearly over among them
     waiting: int               # active and not connected
     minimum: int
     maximum: int
@@ -26,6 +26,14 @@ class Situation(NamedTuple):
     window_s: float
     health_new: int | None     # how many may be new, None = any
     health_reason: str
+    busy: int = 0              # have work now
+    queued: int = 0            # the batch system has them and has not started them
+    max_idle: int = 0          # 0 = no such limit
+    may_leave: int | None = None            # disruption budget: so many may be retired now, None = any
+    worthwhile: int | None = None           # more than so many could not do anything useful, None = not known
+    worthwhile_reason: str = ""
+    affordable: int | None = None           # so many in all within the budget, None = any
+    budget_reason: str = ""
 
 
 class Step(NamedTuple):
@@ -65,6 +73,34 @@ def hysteresis(s: Situation, n: int) -> tuple[int, str] | None:
     return (kept, f"{s.recent_high} were needed within the last {s.window_s:g} s") if kept > n else None
 
 
+def disruption(s: Situation, n: int) -> tuple[int, str] | None:
+    """A pool may not lose more than so many workers a minute."""
+    if s.may_leave is None or n >= s.active - s.may_leave:
+        return None
+    return s.active - s.may_leave, f"the disruption budget lets {s.may_leave} more leave in this minute"
+
+
+def worthwhile(s: Situation, n: int) -> tuple[int, str] | None:
+    """Do not start what arrives when the work is over."""
+    if s.worthwhile is None:
+        return None
+    ceiling = max(s.worthwhile, s.active, min(s.minimum, s.maximum))
+    return (ceiling, s.worthwhile_reason) if n > ceiling else None
+
+
+def budget(s: Situation, n: int) -> tuple[int, str] | None:
+    """Within the core-hours given; when they are used up nothing new is started and what idles may go."""
+    return (s.affordable, s.budget_reason) if s.affordable is not None and n > s.affordable else None
+
+
+def max_idle(s: Situation, n: int) -> tuple[int, str] | None:
+    """At most so many jobs in the batch system's queue, when the pool sets it."""
+    ceiling = s.active + max(0, s.max_idle - s.queued)
+    if s.max_idle <= 0 or n <= ceiling:
+        return None
+    return ceiling, f"max-idle is {s.max_idle}, {s.queued} are queued"
+
+
 def health(s: Situation, n: int) -> tuple[int, str] | None:
     """A pool whose workers fail gets new ones one at a time."""
     if s.health_new is None or n <= s.active + s.health_new:
@@ -85,7 +121,11 @@ CHAIN: tuple[tuple[str, Callable[[Situation, int], tuple[int, str] | None]], ...
     ("max", maximum),           # max beats min
     ("unknown", unknown),       # may hold what is above max: it is there already and cannot be judged
     ("hysteresis", hysteresis),
-    ("health", health),         # the last two only ever hold back growth
+    ("disruption", disruption),
+    ("worthwhile", worthwhile),  # from here on they only hold back growth
+    ("budget", budget),          # ...but for a budget that is used up
+    ("health", health),
+    ("max-idle", max_idle),
     ("per-cycle", per_cycle),
 )
 

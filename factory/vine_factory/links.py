@@ -19,7 +19,7 @@ from taskvine_core.protocol.messages import Query, Reply
 from taskvine_core.protocol.session import Session
 from taskvine_core.records import NamedTuple
 from vine_factory import defaults
-from vine_factory.demand import Demand, Shape, parse_demand, question
+from vine_factory.demand import Demand, Shape, Standing, parse_demand, question
 from vine_factory.events import RetireAnswered, RetireWorkers
 from vine_factory.readings import Known, Reading, Unknown
 
@@ -119,6 +119,7 @@ class ManagerLink:
         address: where it is.
         secret: the shared key.
         factory_name: told to the manager.
+        factory_id: tells this factory from others.
         period_s: pause between questions, at least.
         reading: takes each reading; called from the thread.
         answered: takes answers to retirements; called from the thread.
@@ -126,13 +127,15 @@ class ManagerLink:
     """
 
     def __init__(self, key: str, address: Address, secret: bytes, shapes: Sequence[Shape], factory_name: str,
-                 period_s: float, reading: Callable[[str, Reading[Demand]], None],
+                 factory_id: str, period_s: float, reading: Callable[[str, Reading[Demand]], None],
                  answered: Callable[[RetireAnswered], None], clock: Callable[[], float]) -> None:
         self.key = key
         self.address = address
         self.shapes = tuple(shapes)  # replaced as a whole when settings change
         self._secret = secret
+        self.standings: tuple[Standing, ...] = ()  # replaced as a whole after each pass
         self._factory_name = factory_name
+        self._factory_id = factory_id
         self._period_s = period_s
         self._reading = reading
         self._answered = answered
@@ -188,7 +191,9 @@ class ManagerLink:
 
     def _ask_demand(self, started: float) -> None:
         shapes = self.shapes
-        demand = parse_demand(self._open().ask("demand", question(shapes, self._factory_name)), len(shapes))
+        standings = self.standings if len(self.standings) == len(shapes) else (Standing(0, 0),) * len(shapes)
+        asked = question(shapes, standings, self._factory_name, self._factory_id, self._period_s)
+        demand = parse_demand(self._open().ask("demand", asked), len(shapes))
         self._lost_at = None
         self._reading(self.key, Known(demand, started))
 
@@ -198,10 +203,12 @@ class ManagerLink:
         if not isinstance(answer, dict) or not isinstance(answer.get("accepted"), list) \
                 or not isinstance(answer.get("refused"), dict):
             raise RemoteProtocolError("the manager's answer to 'retire' has no accepted and refused workers")
-        accepted = [jobs.pop(worker) for worker in answer["accepted"] if worker in jobs]
         refused = answer["refused"]
-        self._answered(RetireAnswered(self.key, tuple(accepted),
-                                      {job: str(refused.get(worker, "not answered")) for worker, job in jobs.items()}))
+        # A job of several workers leaves as a whole, when all of them may.
+        kept = {job: str(refused.get(worker, "not answered")) for worker, job in jobs.items()
+                if worker not in answer["accepted"]}
+        accepted = tuple(job for job in dict.fromkeys(jobs.values()) if job not in kept)
+        self._answered(RetireAnswered(self.key, accepted, kept))
 
     def _refused(self, order: RetireWorkers, reason: str) -> None:
         self._answered(RetireAnswered(self.key, (), {job: reason for job, _ in order.workers}))

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from vine_factory import defaults
 from vine_factory.batch.base import BatchState, JobStatus
-from vine_factory.demand import DRAINING, Demand, WorkerFacts
+from vine_factory.demand import Demand
 from vine_factory.fleet import Fleet, clear_absence
 from vine_factory.health import Fault
-from vine_factory.jobs import Fact, Job, JobState
+from vine_factory.jobs import Fact, Job, JobState, Listed
 from vine_factory.readings import Known, Reading
 
 _S = JobState
@@ -129,7 +129,7 @@ def _apply_status(fleet: Fleet, job: Job, status: JobStatus, now: float, changes
 def _miss(fleet: Fleet, job: Job, settles_s: float, now: float, changes: Changes) -> None:
     """A job is not in a listing that should have it. Believed only after several, and never while a manager is
     talking to its worker."""
-    if job.worker is not None:
+    if job.workers:
         clear_absence(job)
         return
     if job.absent_since is None:
@@ -161,40 +161,42 @@ def _end(fleet: Fleet, job: Job, status: JobStatus, now: float, changes: Changes
 def reconcile_connections(fleet: Fleet, views: Mapping[str, ManagerView], now: float, gone_s: float,
                           changes: Changes) -> None:
     """Match jobs to the workers that answering managers list."""
-    listed: dict[str, tuple[str, WorkerFacts]] = {}
+    listed: dict[str, list[Listed]] = {}
     for key, view in views.items():
         if view.gone_since is None and view.last is not None:
             for worker in view.last.workers:
                 if worker.job_id in fleet.jobs:
-                    listed[worker.job_id] = (key, worker)
+                    listed.setdefault(worker.job_id, []).append(Listed(key, worker))
     all_answer = bool(views) and all(view.gone_since is None for view in views.values())
     for job in fleet.live():
-        found = listed.get(job.intent_id)
-        if found is not None:
-            _connected(fleet, job, found[0], found[1], now, changes)
+        # A manager that does not answer now says nothing about the connections it had.
+        found = listed.get(job.intent_id, []) + [one for one in job.workers
+                                                 if _silent(views.get(one.manager), now, gone_s)]
+        if found:
+            _connected(fleet, job, tuple(found), now, changes)
         else:
-            _not_connected(fleet, job, views.get(job.manager), all_answer, now, gone_s)
+            _not_connected(fleet, job, all_answer, now)
 
 
-def _connected(fleet: Fleet, job: Job, manager: str, worker: WorkerFacts, now: float, changes: Changes) -> None:
+def _silent(view: ManagerView | None, now: float, gone_s: float) -> bool:
+    return view is not None and view.gone_since is not None and now - view.gone_since <= gone_s
+
+
+def _connected(fleet: Fleet, job: Job, workers: tuple[Listed, ...], now: float, changes: Changes) -> None:
     first = not job.connected_once
     if job.state not in (_S.CONNECTED, _S.DRAINING):
         fleet.move(job, Fact.LISTED, now)
-    job.manager, job.worker, job.unlisted_since = manager, worker, None
+    job.manager, job.workers, job.unlisted_since = workers[0].manager, workers, None
     if first:
         job.connected_once = True
         changes.connected.append(job)
-    if job.state is _S.CONNECTED and worker.state == DRAINING:
+    if job.state is _S.CONNECTED and job.leaving:
         fleet.move(job, Fact.TOLD_TO_LEAVE, now)
 
 
-def _not_connected(fleet: Fleet, job: Job, view: ManagerView | None, all_answer: bool, now: float,
-                   gone_s: float) -> None:
-    if job.worker is not None:
-        back_in_time = view is not None and view.gone_since is not None and now - view.gone_since <= gone_s
-        if back_in_time:
-            return  # its manager does not answer: nothing is known about the connection
-        job.worker = None
+def _not_connected(fleet: Fleet, job: Job, all_answer: bool, now: float) -> None:
+    if job.workers:
+        job.workers = ()
         if job.state is _S.CONNECTED:
             fleet.move(job, Fact.UNLISTED, now)
     if job.state is _S.DRAINING and job.unlisted_since is None:

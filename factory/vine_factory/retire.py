@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from vine_factory.demand import IDLE
 from vine_factory.jobs import Job, JobState
 
 
@@ -64,15 +63,14 @@ def choose_idle(jobs: Iterable[Job], count: int, now: float, retry_s: float) -> 
 
 
 def _may_retire(job: Job, now: float, retry_s: float) -> bool:
-    facts = job.worker
-    if job.state is not JobState.CONNECTED or facts is None or job.retire_asked_at is not None:
+    if job.state is not JobState.CONNECTED or job.retire_asked_at is not None:
         return False
     if job.retire_refused_at is not None and now - job.retire_refused_at < retry_s:
         return False
-    return facts.state == IDLE and facts.tasks_running == 0
+    return job.idle
 
 
 def _cost(job: Job) -> tuple[int, int, float, str]:
-    facts = job.worker
-    assert facts is not None  # by _may_retire
-    return facts.sole_mb, facts.cache_mb, -facts.idle_s, job.intent_id
+    facts = [one.facts for one in job.workers]
+    return (sum(one.sole_mb for one in facts), sum(one.cache_mb for one in facts),
+            -min(one.idle_s for one in facts), job.intent_id)

@@ -90,7 +90,8 @@ class Runner:
             log.note(Note("adopted", f"{pool}: {count} workers of an earlier run are left alone: the pool is no longer "
                           "configured", 0, {"pool": pool}), self.clock())
         settles_s = {pool.name: DRIVERS[pool.batch].settles_s for pool in settings.pools}
-        self._core = FactoryCore(settings, settles_s, lambda: f"{run_id}-{next(numbers)}", rows, self.clock())
+        self._core = FactoryCore(settings, settles_s, lambda: f"{run_id}-{next(numbers)}", rows, self._journal.meters(),
+                                 self.clock())
         self._configured = settings
         self._managers: dict[str, Reading[Demand]] = {}
         self._discovered: Reading[list[Found]] = Unknown("managers have not been looked for yet", self.clock())
@@ -139,6 +140,9 @@ class Runner:
         self._pools.serve(self._core.settings.pools, self._blocked_hosts())
         self._act(self._core.handle(observed, now), now)
         self._pools.submit_waiting(self._core.settings, self._addresses(), bool(self._core.stopping))
+        standings = self._core.standings(now)
+        for link in self._links.all():
+            link.standings = standings
         self._record(now)
         self._poll_all()
         self._check_deadline(now)
@@ -274,7 +278,8 @@ class Runner:
     def _make_link(self, found: Found) -> ManagerLink:
         settings = self._core.settings
         return ManagerLink(found.key, found.address, self._secret, [pool.shape for pool in settings.pools],
-                           settings.factory_name, settings.period_s, self._on_demand, self._inbox.put, self.clock)
+                           settings.factory_name, self._home.factory_id, settings.period_s, self._on_demand,
+                           self._inbox.put, self.clock)
 
     # ----------------------------------------------------------------------------------------------- act
 
@@ -368,5 +373,5 @@ def _demand_key(reading: Reading[Demand] | None) -> object:
     """What of a demand answer is worth waking up for."""
     if isinstance(reading, Known):
         demand = reading.value
-        return demand.needs, {(worker.worker_id, worker.state) for worker in demand.workers}
+        return demand.groups, demand.others, {(worker.worker_id, worker.state) for worker in demand.workers}
     return type(reading)

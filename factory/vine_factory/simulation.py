@@ -17,7 +17,7 @@ from vine_factory.batch.base import JobHandle, JobRequest, JobStatus, JobTag
 from vine_factory.batch.simulated import SimulatedBatch, SimulatedCluster
 from vine_factory.config import Settings
 from vine_factory.core import FactoryCore
-from vine_factory.demand import BUSY, DRAINING, IDLE, Demand, ShapeNeed, WorkerFacts
+from vine_factory.demand import BUSY, DRAINING, IDLE, Demand, Group, WorkerFacts
 from vine_factory.events import (
     Accepted,
     Action,
@@ -61,9 +61,10 @@ class SimManager:
     def demand(self, now: float) -> Demand:
         """Its answer."""
         workers = tuple(WorkerFacts(f"w-{job}", job, "host", state, 1.0 if state == IDLE else 0.0, int(state == BUSY),
-                                    0, 0, PLAIN) for job, state in self.workers.items())
-        need = self.need(now)
-        return Demand("m", "sim", need, 0, need, (ShapeNeed(need, None),), workers, ())
+                                    0, 0, PLAIN, float(state == BUSY)) for job, state in self.workers.items())
+        waiting = max(0, self.need(now) - sum(1 for state in self.workers.values() if state == BUSY))
+        groups = (Group("default", waiting, None, (1.0,), PLAIN),) if waiting else ()
+        return Demand("m", "sim", waiting, 0, waiting, groups, workers, ())
 
 
 class World:
@@ -106,7 +107,7 @@ class World:
             manager.last = None
         pool = self.settings.pools[0].name
         return FactoryCore(self.settings, {pool: self._batch.settles_s}, lambda: f"{run}-{next(numbers)}",
-                           list(self.journal.values()), self.now)
+                           list(self.journal.values()), (), self.now)
 
     def kill_and_restart(self) -> None:
         """kill -9 now. Calls that have not begun are never made; the one in progress may still arrive."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from vine_factory.batch import proc
 from vine_factory.core import FactoryCore
-from vine_factory.demand import IDLE
 from vine_factory.explain import as_record, sentence
 from vine_factory.jobs import JobState
 
@@ -35,7 +34,7 @@ def snapshot(core: FactoryCore) -> dict[str, Any]:
         idle = 0
         for job in core.fleet.of_pool(pool.name):
             counts[job.state.value] += 1
-            idle += job.worker is not None and job.worker.state == IDLE
+            idle += job.idle
         decision = state.decision
         binding = decision.binding() if decision is not None else None
         pools.append({

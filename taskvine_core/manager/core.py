@@ -22,6 +22,7 @@ from taskvine_core.manager.books import Books
 from taskvine_core.manager.categories import Categories
 from taskvine_core.manager.completion import MAX_STRIKES, Completion
 from taskvine_core.manager.contents import Contents
+from taskvine_core.manager.demand import Askers
 from taskvine_core.manager.dispatcher import Dispatcher
 from taskvine_core.manager.events import Action, Event
 from taskvine_core.manager.fleet import Fleet
@@ -57,6 +58,7 @@ class ManagerCore:
         self.manager_id = manager_id
         self.properties: dict[str, str] = {}
         self.tasks_left = 0
+        self.askers = Askers()
         self._on_event: Mapping[type, Callable[[Any], object]] = self._event_table()
         self._on_message: Mapping[type, Callable[[WorkerRecord, Any], object]] = self._message_table()
 

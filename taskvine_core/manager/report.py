@@ -1,4 +1,4 @@
-"""What the manager tells about itself: statistics, status records, demand (reference, sections 7, 9.7, 20.2, 20.4).
+"""What the manager tells about itself: statistics and status records (reference, sections 7, 9.7, 20.2, 20.4).
 
 Reads the core's books, changes only the gauges of the statistics. Everything here may walk over workers and
 shapes; it is called when somebody asks, not per task.
@@ -6,19 +6,15 @@ shapes; it is called when somebody asks, not per task.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from taskvine_core.constants import TASK_STATE_NAMES
-from taskvine_core.errors import UsageError
-from taskvine_core.manager.allocation import allocate
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.categories import Category
 from taskvine_core.manager.hungry import hungry
-from taskvine_core.manager.ready import Shape
-from taskvine_core.manager.records import MB, TaskRecord, WorkerRecord
+from taskvine_core.manager.records import TaskRecord, WorkerRecord
 from taskvine_core.resources import ZERO, Resources
 
 if TYPE_CHECKING:
@@ -206,125 +202,3 @@ def _seen(explicit: int, measured: int) -> str:
 
 def _named(values: Resources) -> Record:
     return {name: value for name, value in zip(("cores", "memory", "disk", "gpus"), values, strict=True) if value >= 0}
-
-
-# ---------------------------------------------------------------------- what a factory asks
-
-
-def demand(core: ManagerCore, body: Record) -> Record:
-    """How many workers of each shape could be used now, and who is here (the factory's question)."""
-    refresh_stats(core)
-    books, stats = core.books, core.books.stats
-    shapes = body.get("shapes", [])
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise UsageError("query 'demand': 'shapes' is not a list of objects")
-    return {
-        "manager_id": core.manager_id, "project": core.fleet.name, "tasks_waiting": stats.tasks_waiting,
-        "tasks_running": stats.tasks_on_workers, "tasks_left": core.tasks_left,
-        "shapes": [_useful(core, shape) for shape in shapes],
-        "workers": [_demand_worker(core, worker) for worker in books.workers.values()],
-        "blocked_hosts": sorted(core.fleet.blocked_hosts),
-    }
-
-
-def _demand_worker(core: ManagerCore, worker: WorkerRecord) -> Record:
-    sole = sum(max(0, f.size) for f in worker.files.values() if core.staging.is_sole(f, worker))
-    return {
-        "worker_id": worker.id, "job_id": worker.hello.job_id, "factory_name": worker.hello.factory_name,
-        "hostname": worker.hello.hostname, "state": worker_state(worker), "idle_s": idle_s(worker, core.books.now),
-        "tasks_running": len(worker.running) + len(worker.queued), "cache_mb": worker.cache_mb,
-        "sole_mb": -(-sole // MB),
-        "end_time": worker.end_time, "cores": worker.totals.cores, "memory_mb": worker.totals.memory_mb,
-        "disk_mb": worker.totals.disk_mb, "gpus": worker.totals.gpus,
-    }
-
-
-def _useful(core: ManagerCore, asked: Record) -> Record:
-    """Workers of one shape that could be busy now: every ready or running task counts the share of a worker it
-    takes."""
-    totals = Resources(*(_amount(asked, key) for key in ("cores", "memory_mb", "disk_mb", "gpus")))
-    features = frozenset(_strings(asked.get("features") or [], "demand", "features"))
-    share, work_s, known = 0.0, 0.0, True
-    groups = [(shape, shape.head(), shape.count) for shape in core.books.ready.shapes.values() if shape.count]
-    for shape, task, count in groups:
-        if task is None or not shape.features <= features:
-            continue
-        part = _part(core, task, shape, totals)
-        share += part * count
-        pace = core.dispatcher.pace.get(shape.category)
-        known = known and pace is not None
-        work_s += (pace or 0.0) * part * count
-    for worker in core.books.workers.values():
-        for task in (*worker.running.values(), *worker.queued.values()):
-            assert task.run is not None
-            share += _fraction(task.run.allocation, totals)
-    workers = int(share) + (share > int(share) + 1e-9)
-    return {"workers": workers, "seconds": work_s / workers if known and workers else None}
-
-
-def _amount(asked: Record, key: str) -> int:
-    """A number of a shape; absent and null count as 0."""
-    value = asked.get(key) or 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < UNLIMITED:
-        raise UsageError(f"query 'demand': {key} is {value!r}, not an amount")
-    return int(value)
-
-
-def _strings(value: object, what: str, key: str) -> list[str]:
-    if not isinstance(value, list):
-        raise UsageError(f"query {what!r}: {key} is not a list of strings")
-    return [str(item) for item in value]
-
-
-def _part(core: ManagerCore, task: TaskRecord, shape: Shape, totals: Resources) -> float:
-    category = core.books.categories.get(shape.category)
-    request = task.spec.resources
-    given = allocate(request, category.effective_max(request, task.id, task.exhausted),
-                     category.effective_min(request, task.id, task.exhausted, None),
-                     _filled(totals), totals.disk_mb or UNLIMITED, tuning=core.books.tuning,
-                     learned=category.learned(task.exhausted))
-    return _fraction(given, totals)
-
-
-#: Stands for "whatever the worker has" where a pool's shape leaves memory or disk open.
-UNLIMITED = 1 << 40
-
-
-def _filled(totals: Resources) -> Resources:
-    return Resources(totals.cores or 1, totals.memory_mb or UNLIMITED, totals.disk_mb or UNLIMITED, totals.gpus)
-
-
-def _fraction(given: Resources, totals: Resources) -> float:
-    """Share of a worker an allocation takes; 0 when it can never fit there (then no such worker helps)."""
-    parts = []
-    for amount, have in zip(given, _filled(totals), strict=True):
-        if amount > have:
-            return 0.0
-        if have:
-            parts.append(amount / have)
-    return max(parts, default=0.0)
-
-
-def answer(core: ManagerCore, what: str, body: bytes) -> bytes:
-    """Answer a Query; UsageError for what cannot be answered."""
-    try:
-        asked = json.loads(body) if body else {}
-    except ValueError as error:
-        raise UsageError(f"query {what!r}: the body is not JSON: {error}") from None
-    if not isinstance(asked, dict):
-        raise UsageError(f"query {what!r}: the body is not an object")
-    if what == "demand":
-        return _json(demand(core, asked))
-    if what == "retire":
-        ids = _strings(asked.get("worker_ids", []), what, "worker_ids")
-        refused = core.retire_workers(ids, str(asked.get("reason", "factory")))
-        return _json({"accepted": [i for i in ids if i not in refused], "refused": refused})
-    if what not in ("manager", "tasks", "workers", "categories"):
-        raise UsageError(f"query {what!r} is not known", hint="manager, tasks, workers, categories, demand, retire")
-    return _json(status(core, what))
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-

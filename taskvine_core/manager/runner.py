@@ -23,7 +23,7 @@ from taskvine_core.dataplane.server import DataServer
 from taskvine_core.errors import UsageError
 from taskvine_core.logs.observer import NullObserver, Observer
 from taskvine_core.manager import events as ev
-from taskvine_core.manager import report
+from taskvine_core.manager import queries
 from taskvine_core.manager.completion import STDOUT_AT_RUNNER
 from taskvine_core.manager.connections import Connection, Connections, Listener, Tls
 from taskvine_core.manager.core import ManagerCore
@@ -383,7 +383,7 @@ class ManagerRunner:
     def _reply(self, query: Query) -> Reply:
         try:
             self.core.books.now = time.time()
-            body = report.answer(self.core, query.what, query.body)
+            body = queries.answer(self.core, query.what, query.body)
             self._carry_out(self.core.handle_all((), self.core.books.now))
             return Reply(query.query_id, body, "")
         except (UsageError, TypeError, ValueError, AttributeError) as error:

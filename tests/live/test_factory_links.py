@@ -23,7 +23,8 @@ pytestmark = pytest.mark.live
 SECRET = b"s" * 32
 PATIENCE_S = 10.0
 GOOD = (b'{"manager_id": "m", "project": "p", "tasks_waiting": 1, "tasks_running": 0, "tasks_left": 1, '
-        b'"shapes": [{"workers": 1, "seconds": null}], "workers": [], "blocked_hosts": []}')
+        b'"groups": [{"category": "c", "tasks": 1, "seconds": null, "parts": [1.0], '
+        b'"asks": {"cores": 1, "memory_mb": -1, "disk_mb": -1, "gpus": -1}}], "workers": [], "blocked_hosts": []}')
 
 
 class Peer:
@@ -38,7 +39,7 @@ class Peer:
         self.answers: queue.Queue[RetireAnswered] = queue.Queue()
         threading.Thread(target=self._run, daemon=True).start()
         self.link = ManagerLink("m:1", Address(("127.0.0.1",), self.port, "", False), SECRET,
-                                [Shape(Resources(1, 1, 1, 0))], "f", 0.05,
+                                [Shape(Resources(1, 1, 1, 0))], "f", "f.1", 0.05,
                                 lambda key, reading: self.readings.put(reading), self.answers.put, lambda: 1.0)
 
     def _run(self) -> None:
@@ -99,14 +100,14 @@ def test_a_good_answer_is_known_and_asked_for_again_on_the_same_connection(peers
     peer = peers(good)
     for _ in range(3):
         reading = peer.readings.get(timeout=PATIENCE_S)
-        assert isinstance(reading, Known) and reading.value.needs[0].workers == 1
+        assert isinstance(reading, Known) and reading.value.groups[0].tasks == 1
     assert peer.connections == 1
 
 
 @pytest.mark.parametrize(("answer", "options", "words"), [
     (lambda q: Reply(q.query_id, b"{", ""), {}, "not JSON"),
     (lambda q: Reply(q.query_id, b"[" * 100_000, ""), {}, "not JSON"),
-    (lambda q: Reply(q.query_id, b"{}", ""), {}, "no list 'shapes'"),
+    (lambda q: Reply(q.query_id, b"{}", ""), {}, "no text 'manager_id'"),
     (lambda q: Reply(q.query_id, b"", "not your factory"), {}, "not your factory"),
     (lambda q: Reply(q.query_id + 7, GOOD, ""), {}, "timed out"),
     (lambda q: None, {}, "timed out"),
@@ -138,6 +139,13 @@ def test_a_retirement_is_answered_worker_by_worker(peers: Callable[..., Peer]) -
     peer = peers(lambda q: good(q) if q.what == "demand" else Reply(q.query_id, body, ""))
     peer.link.retire(RetireWorkers("m:1", (("j1", "w1"), ("j2", "w2"), ("j3", "w3")), "why", 1))
     assert peer.answers.get(timeout=PATIENCE_S) == RetireAnswered("m:1", ("j1",), {"j2": "busy", "j3": "not answered"})
+
+
+def test_a_job_of_several_workers_leaves_when_all_of_them_may(peers: Callable[..., Peer]) -> None:
+    body = b'{"accepted": ["w1", "w2", "w3"], "refused": {"w4": "busy"}}'
+    peer = peers(lambda q: good(q) if q.what == "demand" else Reply(q.query_id, body, ""))
+    peer.link.retire(RetireWorkers("m:1", (("j1", "w1"), ("j1", "w2"), ("j2", "w3"), ("j2", "w4")), "why", 1))
+    assert peer.answers.get(timeout=PATIENCE_S) == RetireAnswered("m:1", ("j1",), {"j2": "busy"})
 
 
 def test_a_retirement_that_fails_refuses_every_worker(peers: Callable[..., Peer]) -> None:

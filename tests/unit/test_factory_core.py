@@ -12,7 +12,7 @@ from vine_factory import config, defaults
 from vine_factory.batch.base import BatchState, JobStatus, JobTag
 from vine_factory.config import Settings, Sourced
 from vine_factory.core import FactoryCore
-from vine_factory.demand import Demand, ShapeNeed, WorkerFacts
+from vine_factory.demand import Demand, Group, Others, WorkerFacts
 from vine_factory.events import (
     Accepted,
     Action,
@@ -51,8 +51,10 @@ class Bench:
     def __init__(self, rows: tuple[JobRow, ...] = (), **values: object) -> None:
         numbers = itertools.count(1)
         self.now = 0.0
-        self.core = FactoryCore(make_settings(**values), {"local": 0.0}, lambda: f"j{next(numbers)}", rows, 0.0)
-        self.need = 0
+        self.core = FactoryCore(make_settings(**values), {"local": 0.0}, lambda: f"j{next(numbers)}", rows, (), 0.0)
+        self.need = 0           # tasks that wait or run, of one worker each
+        self.seconds: float | None = None
+        self.others = Others()
         self.manager: Unknown | None = None
         self.jobs: dict[str, JobStatus] = {}
         self.workers: dict[str, str] = {}
@@ -61,9 +63,11 @@ class Bench:
 
     def step(self, dt: float = 1.0) -> list[Action]:
         self.now += dt
-        facts = tuple(WorkerFacts(f"w-{job}", job, "h", state, 5.0, int(state == "busy"), 0, 0, PLAIN)
-                      for job, state in self.workers.items())
-        demand = Demand("m", "p", 0, 0, 0, (ShapeNeed(self.need, None),), facts, ())
+        facts = tuple(WorkerFacts(f"w-{job}", job, "h", state, 5.0, int(state == "busy"), 0, 0, PLAIN,
+                                  float(state == "busy")) for job, state in self.workers.items())
+        waiting = max(0, self.need - sum(state == "busy" for state in self.workers.values()))
+        groups = (Group("default", waiting, self.seconds, (1.0,), PLAIN),) if waiting else ()
+        demand = Demand("m", "p", waiting, 0, waiting, groups, facts, (), self.others)
         manager: Reading[Demand] = self.manager or Known(demand, self.now)
         listing = self.listing or Known(tuple(self.jobs.values()), self.now)
         return self.tell(Observed({"m:1": manager}, Known(1, self.now), {"local": listing}))

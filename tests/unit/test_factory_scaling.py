@@ -11,11 +11,11 @@ import pytest
 from taskvine_core.errors import StateError
 from taskvine_core.resources import Resources
 from vine_factory import defaults, limits
-from vine_factory.demand import WorkerFacts
+from vine_factory.demand import Group, WorkerFacts
 from vine_factory.explain import Decision, sentence
 from vine_factory.health import Fault, PoolHealth, backoff_s
-from vine_factory.jobs import TABLE, Fact, Job, JobState, advance
-from vine_factory.packing import pack
+from vine_factory.jobs import TABLE, Fact, Job, JobState, Listed, advance
+from vine_factory.packing import EPSILON, load, pack, whole, work_s
 from vine_factory.retire import RecentHigh, choose_idle, choose_queued
 
 CALM = limits.Situation(wanted=5, active=5, leaving=0, waiting=0, minimum=0, maximum=100, per_cycle=0, unknown="",
@@ -29,32 +29,70 @@ def target(**fields: object) -> int:
 # ------------------------------------------------------------------------------------------------ packing
 
 
-def satisfied(row: tuple[int, ...], given: tuple[int, ...]) -> bool:
-    return sum(n / need for n, need in zip(given, row, strict=True) if need) >= 1 - 1e-9
+def group(tasks: float, *parts: float, seconds: float | None = None) -> Group:
+    return Group("c", tasks, seconds, parts, Resources(1, 1, 1, 0))
 
 
-@pytest.mark.parametrize("row", list(itertools.product(range(5), repeat=2)))
-def test_one_manager_gets_enough_and_no_worker_too_many(row: tuple[int, int]) -> None:
-    for room in itertools.product(range(6), repeat=2):
-        wanted = tuple(pack([row], room))
-        if any(row):
-            assert satisfied(row, wanted)
-            for pool in range(2):
-                if wanted[pool]:
-                    less = tuple(n - (i == pool) for i, n in enumerate(wanted))
-                    assert not satisfied(row, less), (row, room, wanted)
-        else:
-            assert wanted == (0, 0)
+def served(groups: list[Group], workers: tuple[int, ...]) -> tuple[int, list[int]]:
+    """The most tasks that whole workers can run at once, and how many of each kind, by trying everything."""
+    best = (0, [0] * len(groups))
+    rows = [list(itertools.product(range(int(g.tasks) + 1), repeat=len(g.parts))) for g in groups]
+    for choice in itertools.product(*rows):
+        if any(sum(row) > g.tasks or any(n and not part for n, part in zip(row, g.parts, strict=True))
+               for row, g in zip(choice, groups, strict=True)):
+            continue
+        loads = [sum(row[p] * g.parts[p] for row, g in zip(choice, groups, strict=True)) for p in range(len(workers))]
+        if all(load <= count + EPSILON for load, count in zip(loads, workers, strict=True)):
+            total = sum(map(sum, choice))
+            if total > best[0]:
+                best = (total, [sum(row) for row in choice])
+    return best
+
+
+def packed(groups: list[Group], room: tuple[int, ...]) -> tuple[int, ...]:
+    rows = pack(groups, room)
+    return tuple(whole(load(groups, rows, pool)) for pool in range(len(room)))
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_packing_serves_as_many_tasks_as_trying_everything_with_at_most_one_worker_more(seed: int) -> None:
+    rng = random.Random(seed)
+    groups = [group(rng.randrange(1, 4), rng.choice([0, 0.25, 0.5, 1]), rng.choice([0, 0.5, 1])) for _ in range(2)]
+    room = (rng.randrange(4), rng.randrange(1, 4))
+    wanted = packed(groups, room)
+    within = tuple(map(min, wanted, room))
+    assert served(groups, within)[0] == served(groups, room)[0], (groups, room, wanted)
+    least = min(sum(counts) for counts in itertools.product(*(range(most + 1) for most in room))
+                if served(groups, counts)[0] == served(groups, room)[0])
+    assert sum(within) <= least + 1, (groups, room, wanted)
+
+
+def test_tasks_that_run_in_one_pool_only_are_not_lost_behind_those_that_run_anywhere() -> None:
+    anywhere, gpu = group(100, 1, 1), group(10, 0, 1)
+    assert packed([anywhere, gpu], (100, 20)) == (100, 10)
+    assert packed([anywhere, gpu], (50, 60)) == (50, 60)
 
 
 def test_earlier_pools_are_filled_first_and_only_the_last_exceeds_its_room() -> None:
-    assert pack([[10, 5]], [4, 100]) == [4, 3]
-    assert pack([[10, 5]], [4, 1]) == [4, 3]
-    assert pack([[10, 0]], [4, 9]) == [10, 0]
+    assert packed([group(20, 0.5, 0.25)], (4, 100)) == (4, 3)
+    assert packed([group(20, 0.5, 0.25)], (4, 1)) == (4, 3)
+    assert packed([group(20, 0.5, 0)], (4, 9)) == (10, 0)
 
 
-def test_needs_of_managers_add_up() -> None:
-    assert pack([[3], [4], [0]], [100]) == [7]
+def test_a_task_that_fits_nowhere_asks_for_no_worker() -> None:
+    assert packed([group(7, 0, 0), group(3, 1, 0)], (10, 10)) == (3, 0)
+
+
+def test_tenths_of_workers_add_up_to_whole_ones() -> None:
+    assert packed([group(10, 0.3333), group(1, 0.1)], (100,)) == (4,)
+    assert packed([group(9, 0.3333)], (100,)) == (3,)
+
+
+def test_the_work_is_known_only_when_every_kinds_duration_is() -> None:
+    groups = [group(4, 0.5, seconds=10), group(2, 1, seconds=3)]
+    assert work_s(groups, pack(groups, (9,)), 0) == 26
+    groups.append(group(1, 1))
+    assert work_s(groups, pack(groups, (9,)), 0) is None
 
 
 # ------------------------------------------------------------------------------------------------- limits
@@ -65,7 +103,8 @@ def test_nothing_to_say_leaves_the_number_and_no_step() -> None:
 
 
 def test_the_order_of_the_limits_is_this() -> None:
-    assert [name for name, _ in limits.CHAIN] == ["min", "max", "unknown", "hysteresis", "health", "per-cycle"]
+    assert [name for name, _ in limits.CHAIN] == ["min", "max", "unknown", "hysteresis", "disruption", "worthwhile",
+                                                    "budget", "health", "max-idle", "per-cycle"]
 
 
 def test_max_beats_min() -> None:
@@ -100,6 +139,28 @@ def test_a_tripped_pool_grows_by_what_health_allows() -> None:
 def test_per_cycle_bounds_the_unconnected() -> None:
     assert target(wanted=20, active=8, per_cycle=5, waiting=3) == 10
     assert target(wanted=20, active=8, per_cycle=5, waiting=7) == 8
+
+
+def test_a_disruption_budget_bounds_what_leaves() -> None:
+    assert target(wanted=0, active=8, may_leave=2) == 6
+    assert target(wanted=0, active=8, may_leave=0) == 8
+    assert target(wanted=9, active=8, may_leave=0) == 9
+
+
+def test_nothing_is_started_that_comes_when_the_work_is_over() -> None:
+    assert target(wanted=20, active=8, worthwhile=11) == 11
+    assert target(wanted=20, active=8, worthwhile=0) == 8
+    assert target(wanted=20, active=0, worthwhile=0, minimum=3) == 3
+
+
+def test_a_used_up_budget_starts_nothing_and_keeps_what_works() -> None:
+    assert target(wanted=20, active=8, busy=5, affordable=5) == 5
+    assert target(wanted=20, active=8, affordable=10) == 10
+
+
+def test_the_queue_is_bounded_when_the_pool_says_so() -> None:
+    assert target(wanted=20, active=8, max_idle=5, queued=3) == 10
+    assert target(wanted=20, active=8, max_idle=5, queued=9) == 8
 
 
 def test_every_limit_that_acts_gives_its_reason_and_they_join_up() -> None:
@@ -160,7 +221,7 @@ def test_something_unknown_starts_the_window_anew() -> None:
 
 def connected(name: str, state: str = "idle", sole: int = 0, cache: int = 0, idle_s: float = 1.0) -> Job:
     facts = WorkerFacts("w" + name, name, "h", state, idle_s, int(state == "busy"), cache, sole, Resources(1, 1, 1, 0))
-    return Job(name, "p", 0.0, JobState.CONNECTED, worker=facts)
+    return Job(name, "p", 0.0, JobState.CONNECTED, workers=(Listed("m:1", facts),))
 
 
 def test_cheapest_data_leaves_first_and_busy_workers_never() -> None:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from manager_rig import FOUR_CORES, ONE, Rig
 
 from taskvine_core.errors import UsageError
 from taskvine_core.manager import events as ev
-from taskvine_core.manager.report import answer, demand
+from taskvine_core.manager.demand import MAX_SHAPES, demand
+from taskvine_core.manager.queries import answer
 from taskvine_core.resources import Resources
 
 TWELVE = Resources(12, 1200, 1200, 0)
 
 
-def asked(rig: Rig, **shape: object) -> dict[str, object]:
-    """The answer for one shape."""
-    full = {"cores": 4, "memory_mb": 8000, "disk_mb": 50_000, "gpus": 0, **shape}
-    return demand(rig.core, {"shapes": [full]})["shapes"][0]  # type: ignore[no-any-return]
+SHAPE = {"cores": 4, "memory_mb": 8000, "disk_mb": 50_000, "gpus": 0}
+
+
+def groups(rig: Rig, *shapes: dict[str, object]) -> list[dict[str, Any]]:
+    """The waiting tasks as told to a factory that asks for these shapes (default: SHAPE)."""
+    return demand(rig.core, {"shapes": [{**SHAPE, **shape} for shape in shapes or ({},)]})["groups"]  # type: ignore[no-any-return]
+
+
+def useful(rig: Rig, **shape: object) -> float:
+    """Workers' worth of waiting tasks for one shape."""
+    return sum(group["tasks"] * group["parts"][0] for group in groups(rig, shape))
 
 
 # ---------------------------------------------------------------------- hungry
@@ -63,27 +72,36 @@ def test_hungry_counts_blocked_and_resting_tasks_as_waiting() -> None:
 # ---------------------------------------------------------------------- demand
 
 
-def test_demand_is_how_many_workers_of_a_shape_could_be_busy() -> None:
+def test_waiting_tasks_are_told_with_the_share_of_a_worker_that_each_takes() -> None:
     rig = Rig()
     for _ in range(10):
         rig.submit(resources=ONE)
-    assert asked(rig)["workers"] == 3
-    assert asked(rig, cores=1)["workers"] == 10
-    assert asked(rig, cores=100)["workers"] == 1
+    (group,) = groups(rig, {}, {"cores": 1}, {"cores": 100})
+    assert group["tasks"] == 10
+    assert group["parts"][:2] == [0.25, 1.0]
+    assert group["asks"]["cores"] == 1
 
 
-def test_demand_counts_running_tasks_too() -> None:
+def test_a_remainder_that_no_task_fits_in_counts_as_taken() -> None:
+    rig = Rig()
+    rig.submit(resources=Resources(3, 1, 1, 0))
+    assert useful(rig) == 1.0
+
+
+def test_running_tasks_are_told_as_the_load_of_their_worker() -> None:
     rig = Rig()
     rig.join(FOUR_CORES)
-    for _ in range(8):
+    for _ in range(3):
         rig.submit(resources=ONE)
-    assert asked(rig)["workers"] == 2
+    told = demand(rig.core, {"shapes": [SHAPE]})
+    assert told["groups"] == []
+    assert told["workers"][0]["load"] == 0.75
 
 
 def test_demand_without_tasks_is_nothing() -> None:
     rig = Rig()
     rig.join()
-    assert asked(rig) == {"workers": 0, "seconds": None}
+    assert groups(rig) == []
 
 
 def test_a_shape_that_can_run_nothing_is_not_wanted() -> None:
@@ -91,27 +109,61 @@ def test_a_shape_that_can_run_nothing_is_not_wanted() -> None:
     rig.submit(resources=Resources(8, 1, 1, 0))
     rig.submit(resources=Resources(1, 1, 1, 1))
     rig.submit(features=("special",))
-    assert asked(rig)["workers"] == 0
-    assert asked(rig, gpus=1)["workers"] == 1
-    assert asked(rig, features=["special"])["workers"] == 1
+    assert useful(rig) == 0
+    assert useful(rig, gpus=1) == 1
+    assert useful(rig, features=["special"]) == 0.25
 
 
-def test_demand_knows_how_long_the_work_takes_once_tasks_have_run() -> None:
+def test_a_task_that_needs_longer_than_a_pools_walltime_does_not_fit_there() -> None:
+    rig = Rig()
+    rig.submit(resources=ONE, time_min_s=3600.0)
+    assert useful(rig, walltime_s=1800) == 0
+    assert useful(rig, walltime_s=7200) == useful(rig) == 0.25
+
+
+def test_demand_knows_how_long_a_task_takes_once_some_have_run() -> None:
     rig = Rig()
     rig.join(FOUR_CORES)
     rig.finish(rig.submit(resources=ONE), took_s=30.0)
     rig.gone(1)
-    assert asked(rig)["seconds"] is None
     for _ in range(8):
         rig.submit(resources=ONE)
-    assert asked(rig) == {"workers": 2, "seconds": pytest.approx(30.0)}
+    rig.submit(resources=ONE, category="new")
+    assert [(group["category"], group["tasks"], group["seconds"]) for group in groups(rig)] == [
+        ("default", 8, pytest.approx(30.0)), ("new", 1, None)]
 
 
 def test_the_largest_need_decides_the_share() -> None:
     rig = Rig()
     for _ in range(4):
         rig.submit(resources=Resources(1, 8000, 1, 0))
-    assert asked(rig)["workers"] == 4
+    assert useful(rig) == 4
+
+
+def test_very_many_kinds_of_tasks_are_told_by_a_sample_that_adds_up() -> None:
+    rig = Rig()
+    count = 2 * MAX_SHAPES
+    for number in range(count):
+        rig.submit(resources=Resources(1, 1 + number, 1, 0))
+    told = groups(rig)
+    assert sum(group["tasks"] for group in told) == pytest.approx(count)
+    assert len(told) < 10
+
+
+def test_factories_hear_of_each_other_while_they_keep_asking() -> None:
+    rig = Rig()
+
+    def ask(name: str, pending: int, room: int) -> dict[str, Any]:
+        shape = {**SHAPE, "pending": pending, "room": room}
+        return demand(rig.core, {"factory_id": name, "period_s": 30, "shapes": [shape]})["others"]  # type: ignore[no-any-return]
+
+    assert ask("b", 3, 5) == {"able": 0, "before": 0, "pending": []}
+    assert ask("a", 0, 9) == {"able": 1, "before": 0, "pending": [{**SHAPE, "workers": 3}]}
+    assert ask("b", 3, 0)["before"] == 1
+    assert ask("a", 0, 9)["able"] == 0          # b has no room left
+    rig.now += 91
+    rig.tell()
+    assert ask("a", 0, 9) == {"able": 0, "before": 0, "pending": []}
 
 
 def test_demand_lists_workers_with_what_only_they_hold() -> None:
