@@ -13,9 +13,9 @@ from pathlib import Path
 
 from taskvine_core.errors import ConfigError
 from taskvine_core.records import NamedTuple
-from vine_factory import defaults
 from vine_factory.batch.base import JobRequest, JobTag
 from vine_factory.config import PoolSettings, Settings
+from vine_factory.walltime import lifetime_s
 
 WORKER_MODULE = "taskvine_core.worker.cli"
 _LOOPBACK = ("localhost", "127.", "::1", "0.0.0.0")
@@ -65,7 +65,7 @@ def worker_command(settings: Settings, pool: PoolSettings, intent_id: str, deliv
             command += [option, str(value)]
     for feature in pool.shape.features:
         command += ["--feature", feature]
-    wall_time_s = worker_wall_time(pool.walltime_s)
+    wall_time_s = lifetime_s(pool.walltime_s, intent_id)
     for option, text in (("--password", delivery.password), ("--transfer-port", settings.transfer_port),
                          ("--task-wrapper", pool.task_wrapper), ("-d", "all" if settings.debug_workers else ""),
                          ("--wall-time", f"{wall_time_s:.0f}" if wall_time_s else "")):
@@ -75,11 +75,6 @@ def worker_command(settings: Settings, pool: PoolSettings, intent_id: str, deliv
                                       ("--parent-death", settings.parent_death and pool.batch == "local")) if on]
     command += _words("worker-extra-options", pool.extra_options)
     return (*command, *_target(settings, pool, intent_id, managers))
-
-
-def worker_wall_time(walltime_s: float) -> float:
-    """When the worker leaves, seconds after its start; 0 = never."""
-    return walltime_s - min(walltime_s * defaults.WALLTIME_SHARE, defaults.WALLTIME_MARGIN_S)
 
 
 def _target(settings: Settings, pool: PoolSettings, intent_id: str, managers: Sequence[str]) -> list[str]:

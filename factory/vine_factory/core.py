@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from vine_factory import decide as decisions
-from vine_factory import explain, moves
+from vine_factory import defaults, explain, moves
 from vine_factory.budget import Meter
 from vine_factory.config import PoolSettings, Settings
 from vine_factory.demand import Standing

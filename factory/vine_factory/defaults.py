@@ -102,9 +102,6 @@ BUDGET_PERIOD_S = 86_400.0
 
 MIN_WALLTIME_S = 60.0
 """A job that may run for less than this is over before its worker has done anything."""
-WALLTIME_SHARE = 0.1
-WALLTIME_MARGIN_S = 300.0
-"""A worker leaves so long before its job's time is over (the smaller of the two): it hands back what it runs."""
 MEMORY_PER_CORE_MB = 1024
 DISK_PER_CORE_MB = 1024
 """Asked of a batch system when a pool does not say; the published values, for each core."""

@@ -251,7 +251,7 @@ class Runner:
             return ()
         found = self._discovered.value
         needy = [one for one in found if isinstance(reading := self._managers.get(one.key), Known)
-                 and any(need.workers > 0 for need in reading.value.needs)]
+                 and reading.value.tasks_waiting > 0]
         return tuple(address(one.address.hosts, one.address.port, self._own_name) for one in needy or found)
 
     def _on_demand(self, key: str, reading: Reading[Demand]) -> None:

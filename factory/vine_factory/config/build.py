@@ -94,7 +94,7 @@ class _Pool:
             name=self._table.name if self._in_file else self._batch, batch=self._batch,
             minimum=minimum, maximum=maximum,
             per_cycle=self._int("workers-per-cycle", defaults.WORKERS_PER_CYCLE), asked=asked,
-            shape=Shape(self._machine.overridden_by(asked), self._list("features")),
+            shape=Shape(self._machine.overridden_by(asked), self._list("features"), self._float("walltime", 0.0)),
             worker_timeout_s=int(self._float("timeout", defaults.WORKER_TIMEOUT_S)),
             extra_options=self._str("worker-extra-options"), env=env, walltime_s=self._float("walltime", 0.0),
             workers_per_job=per_job, deliver=deliver, managers=self._str("managers", registry.MANAGERS[deliver]),
