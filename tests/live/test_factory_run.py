@@ -93,11 +93,14 @@ class StandInManager:
             return {"accepted": body["worker_ids"], "refused": {}}
         workers = [{"worker_id": f"w-{job}", "job_id": job, "factory_name": "f", "hostname": "h", "idle_s": 100.0,
                     "state": "busy" if job in self.busy else "idle", "tasks_running": int(job in self.busy),
+                    "load": float(job in self.busy),
                     "cache_mb": 0, "sole_mb": 0, "end_time": 0, "cores": 1, "memory_mb": 1, "disk_mb": 1, "gpus": 0}
                    for job in self.jobs() if f"w-{job}" not in self.retired]
-        return {"manager_id": "m", "project": "p", "tasks_waiting": self.need, "tasks_running": 0,
-                "tasks_left": self.need, "shapes": [{"workers": self.need, "seconds": None} for _ in body["shapes"]],
-                "workers": workers, "blocked_hosts": []}
+        waiting = max(0, self.need - sum(worker["tasks_running"] for worker in workers))
+        group = {"category": "c", "tasks": waiting, "seconds": None, "parts": [1.0 for _ in body["shapes"]],
+                 "asks": {"cores": 1, "memory_mb": -1, "disk_mb": -1, "gpus": -1}}
+        return {"manager_id": "m", "project": "p", "tasks_waiting": waiting, "tasks_running": 0,
+                "tasks_left": waiting, "groups": [group] if waiting else [], "workers": workers, "blocked_hosts": []}
 
 
 class Bed:

@@ -83,9 +83,10 @@ def read_file(path: Path) -> FileValues:
 
 def _toml(text: str, where: str) -> dict[str, object]:
     try:
-        return tomllib.loads(text)
+        record: dict[str, object] = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as problem:
         raise ConfigError(f"{where}: not TOML: {problem}", hint="correct it there; a JSON file begins with {") from None
+    return record
 
 
 def from_mapping(record: Mapping[str, object], where: str) -> FileValues:
