@@ -155,6 +155,24 @@ def factory_options() -> str:
     return table(("option", "default", "in file", "meaning"), rows)
 
 
+#: Published parameters that nothing reads, and why.
+WITHOUT_EFFECT = {
+    "long-timeout": "no exchange blocks the manager; `keepalive-timeout` bounds silence",
+    "max-library-retries": "there are no libraries yet",
+    "max-new-workers": "all that wait are taken at once",
+    "max-retrievals": "results arrive while the program computes; none is fetched in turn",
+    "monitor-interval": "there is no resource monitor yet",
+    "prefer-dispatch": "dispatch never waits for the program to take results",
+    "resource-management-interval": "workers report changes by themselves, at most every 30 s",
+    "short-timeout": "no exchange blocks the manager; a handshake has 10 s",
+    "task-groups": "chains of tasks pay a round trip per link",
+    "transfer-temps-recovery": "always done: a leaving worker's only copies are taken first",
+    "update-interval": "a manager's advertisement is a local file, renewed every 5 s",
+    "watch-library-logfiles": "there are no libraries yet",
+    "worker-retrievals": "results arrive as they come; none is fetched in turn",
+}
+
+
 def tuning() -> str:
     """Names that ``Manager.tune`` takes, their defaults, and whether anything reads them."""
     code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "taskvine_core").rglob("*.py"))
@@ -168,7 +186,8 @@ def tuning() -> str:
             used = re.search(rf"\.{attribute}\b", code) is not None
             value = defaults[attribute]
             rows.append((f"`{name}`", int(value) if isinstance(value, bool) else f"{value:.12g}",
-                         TUNING_UNITS[attribute.removeprefix(name.replace("-", "_"))], "" if used else "no effect"))
+                         TUNING_UNITS[attribute.removeprefix(name.replace("-", "_"))],
+                         "" if used else f"no effect: {WITHOUT_EFFECT[name]}"))
     return table(("name", "default", "unit", ""), rows)
 
 

@@ -32,6 +32,7 @@ from taskvine_core.manager.records import FileRecord, TaskRecord, Transfer, Work
 from taskvine_core.manager.staging import Staging
 from taskvine_core.manager.stats import ManagerStats
 from taskvine_core.manager.tuning import Tuning
+from taskvine_core.model.platforms import path_for
 from taskvine_core.protocol import messages as msg
 
 #: A core that has nothing planned still wants to be asked this often (keepalive, blocked hosts).
@@ -260,13 +261,17 @@ class ManagerCore:
             return
         for key in list(file.replicas):
             worker = self.books.workers[key]
+            if event.path and path_for(file.decl.source, worker.hello.os, worker.hello.arch) != event.path:
+                continue
             for task in self.dispatcher.tasks_at(worker, file):
                 self.books.send(worker, msg.Kill((task.id,)))
                 self.dispatcher.release(task)
                 assert task.run is not None
                 task.run.result, task.run.exit_code, task.run.error = VINE_RESULT_INPUT_MISSING, -1, event.reason
                 self.dispatcher.finish(task)
-        self.staging.unlink_everywhere(file)
+            self.staging.unlink(file, worker)
+        if not event.path:
+            file.at_manager = False
 
     # ------------------------------------------------------------------ what staging tells (Needs)
 

@@ -1,7 +1,7 @@
 """``declare_*`` and what else a program does with files (reference, sections 3.4, 11.2, 11.7).
 
 Owns which declarations are the same file, and fetching contents. Must not know how files
-reach workers. ``$OS`` and ``$ARCH`` in a path have no meaning, as in the published version (section 11.6).
+reach workers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from taskvine_core.manager.events import Prune, Undeclare
 from taskvine_core.manager.file import File, remove_local
 from taskvine_core.manager.python_files import input_buffer
 from taskvine_core.model.files import FileDecl
+from taskvine_core.model.platforms import varies
 
 _Cache = bool | str | None
 
@@ -50,7 +51,9 @@ class DeclareMixin(ManagerBase):
         """A local file or directory; it may not exist yet when it is to be an output.
 
         Args:
-            path: ``~`` is expanded.
+            path: ``~`` is expanded. ``$OS`` and ``$ARCH`` of an input, unless a file has that very name, are replaced
+                for each worker by what it says of itself (``Linux``, ``x86_64``). Workers do not pass such a file to
+                each other, and keep it until the workflow's end at the longest.
             cache: how long workers keep it (section 2.3).
             peer_transfer: may workers copy it among themselves?
             unlink_when_done: delete the local file when it is undeclared and no task object refers to it.
@@ -77,8 +80,12 @@ class DeclareMixin(ManagerBase):
             except OSError as error:
                 raise UsageError(f"path {label!r} cannot be read to compute its name: {error}") from error
         name = naming.file_name(full, level, facts, md5)
+        variable = not facts.exists and varies(full)
+        if variable:
+            level, peer_transfer = min(level, VINE_CACHE_LEVEL_WORKFLOW), False
         file = self._known(name) or self._keep(File(self._home, FileDecl(
-            name, VINE_FILE, full, level, facts.size, sha256, bool(peer_transfer), is_dir=facts.is_dir), label=label))
+            name, VINE_FILE, full, level, facts.size, sha256, bool(peer_transfer), is_dir=facts.is_dir,
+            per_platform=variable), label=label))
         if unlink_when_done:
             file._unlink = True
         if not facts.exists:

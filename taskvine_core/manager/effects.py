@@ -17,6 +17,7 @@ from taskvine_core.dataplane.objects import ObjectInfo
 from taskvine_core.dataplane.server import ServedObject
 from taskvine_core.manager import events as ev
 from taskvine_core.model.files import DEFAULT_MODE, INLINE_MAX_BYTES, FileDecl
+from taskvine_core.model.platforms import path_for, split_variant
 from taskvine_core.protocol.messages import PutInline
 
 #: Disk the manager keeps free (reference, section 11.8).
@@ -84,7 +85,8 @@ class Effects:
         if os.access(decl.source, os.R_OK):
             return None
         why = "not readable" if os.path.exists(decl.source) else "No such file or directory"
-        return ev.LocalMissing(decl.name, f"input {decl.source}: {why}")
+        return ev.LocalMissing(decl.name, f"input {decl.source}: {why}",
+                               decl.source if decl.per_platform else "")
 
     def store(self, action: ev.StoreInline) -> ev.Stored | None:
         """Put a small output where the program wants it; None when nobody waits for the answer."""
@@ -151,6 +153,8 @@ class Effects:
 
     def open_object(self, name: str) -> ServedObject | None:
         """A declared local file, large buffer, or a relayed copy."""
+        if (variant := split_variant(name)) is not None:
+            return self._open_variant(*variant)
         with self._lock:
             relayed = self._relayed.get(name)
         decl = self._decl_of(name)
@@ -171,6 +175,14 @@ class Effects:
                 digest = self._sha256_of(name)  # as the first receiver found it; the file has not changed since
             self._served[name] = signature
         return ServedObject(path, digest, lambda ok, sent: None)
+
+    def _open_variant(self, name: str, os_name: str, arch: str) -> ServedObject | None:
+        """The local file that stands for a declared one on workers of this kind."""
+        decl = self._decl_of(name)
+        if decl is None or not decl.per_platform:
+            return None
+        path = Path(path_for(decl.source, os_name, arch))
+        return ServedObject(path, b"", lambda ok, sent: None) if path.exists() else None
 
     def begin_upload(self, transfer_id: int, name: str) -> Path | None:
         """Where to receive an expected upload; None refuses it."""

@@ -119,10 +119,12 @@ class WorkerGone(NamedTuple):
 
 
 class LocalMissing(NamedTuple):
-    """A local input could not be read when it was to be sent."""
+    """A local input could not be read when it was to be sent. ``path``: the one for some workers ($OS, $ARCH); "":
+    the same for all."""
 
     name: str
     reason: str
+    path: str = ""
 
 
 class UploadEnded(NamedTuple):

@@ -36,6 +36,7 @@ from taskvine_core.manager.records import (
 )
 from taskvine_core.manager.states import REPLICA_CREATING, REPLICA_READY
 from taskvine_core.model.files import DEFAULT_MODE, INLINE_MAX_BYTES
+from taskvine_core.model.platforms import path_for, variant_name
 from taskvine_core.protocol.messages import (
     BLAME_SELF,
     BLAME_SOURCE,
@@ -116,7 +117,8 @@ class Staging:
         decl = file.decl
         if decl.kind == VINE_BUFFER and decl.data:
             self._put(file, worker)
-        elif (file.kept_locally and not decl.is_dir and 0 <= file.size <= INLINE_MAX_BYTES and not file.at_manager):
+        elif (file.kept_locally and not decl.is_dir and 0 <= file.size <= INLINE_MAX_BYTES and not file.at_manager
+              and not decl.per_platform):
             self.books.out.append(SendLocal(worker.key, decl._replace(level=file.level)))
             self.books.observer.put(self.books.now, worker.key, file.name, file.level, file.size, decl.mode)
             self.books.stats.bytes_sent += file.size
@@ -155,6 +157,9 @@ class Staging:
             copies = ORIGIN_COPIES if self.peers_enabled and file.shareable else ORIGIN_COPIES_UNSHARED
             if file.origin_busy >= copies:
                 return False
+            if file.decl.per_platform:
+                self._fetch_variant(file, worker)
+                return True
             if kind == VINE_FILE and self.books.tuning.load_from_shared_filesystem and not file.at_manager:
                 self._fetch(file, worker, FROM_MANAGER, SOURCE_URL, f"file://{file.decl.source}")
             else:
@@ -171,16 +176,27 @@ class Staging:
             return self._relay(file)
         return True
 
+    def _fetch_variant(self, file: FileRecord, worker: WorkerRecord) -> None:
+        """The local file for this kind of worker. Size and digest of another worker's say nothing about it."""
+        os_name, arch = worker.hello.os, worker.hello.arch
+        decl = file.decl._replace(source=path_for(file.decl.source, os_name, arch))
+        if self.books.tuning.load_from_shared_filesystem:
+            self._fetch(file, worker, FROM_MANAGER, SOURCE_URL, f"file://{decl.source}")
+        else:
+            self._fetch(file, worker, FROM_MANAGER, SOURCE_MANAGER, variant_name(file.name, os_name, arch))
+        self.books.out.append(CheckLocal(decl))
+
     def _fetch(self, file: FileRecord, worker: WorkerRecord, source: int, where: int, address: str) -> None:
         books = self.books
+        size, sha256 = (-1, b"") if file.decl.per_platform else (file.size, file.sha256)
         transfer = Transfer(books.new_transfer_id(), file.name, file, worker.key, source, books.now)
         books.transfers[transfer.id] = transfer
         worker.incoming += 1
         if source < 0:
             file.origin_busy += 1
         books.send(worker,
-                   Fetch(file.name, transfer.id, file.level, file.decl.mode, file.size, file.sha256, where, address,
-                                 FETCH_SILENCE_S))
+                   Fetch(file.name, transfer.id, file.level, file.decl.mode, size, sha256, where, address,
+                         FETCH_SILENCE_S))
         books.observer.fetch_ordered(books.now, worker.key, file.name, file.level, file.size, file.decl.mode,
                                      transfer.id,
                                      where, address)

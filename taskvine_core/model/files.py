@@ -34,6 +34,7 @@ class FileDecl(NamedTuple):
         mini_task: the producing task of a VINE_MINI_TASK, else None.
         mini_source: which sandbox name of that task is the object.
         is_dir: a directory (as far as known when declared).
+        per_platform: ``source`` holds $OS or $ARCH (see ``platforms``): what workers hold under the name may differ.
     """
 
     name: str
@@ -48,6 +49,7 @@ class FileDecl(NamedTuple):
     mini_task: TaskSpec | None = None
     mini_source: str = ""
     is_dir: bool = False
+    per_platform: bool = False
 
     @property
     def shareable(self) -> bool:

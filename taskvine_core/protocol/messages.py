@@ -224,8 +224,8 @@ SOURCE_URL = 2
 class Fetch(NamedTuple):
     """Get an object into the cache; answered by CacheUpdate or CacheInvalid.
 
-    ``where``: SOURCE_MANAGER (data port of the manager, ``address`` ""), SOURCE_PEER (``address`` "host:port"),
-    SOURCE_URL (``address`` the URL). ``size_bytes`` -1 and ``sha256`` b"" when unknown.
+    ``where``: SOURCE_MANAGER (data port of the manager, ``address`` "" or the object's name there), SOURCE_PEER
+    (``address`` "host:port"), SOURCE_URL (``address`` the URL). ``size_bytes`` -1 and ``sha256`` b"" when unknown.
     ``timeout_s`` bounds silence, not total time. ``mode`` 0 keeps the source's permission bits.
     """
 

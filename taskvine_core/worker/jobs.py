@@ -184,11 +184,13 @@ class Jobs:
                        tls: Tls | None) -> None:
         from taskvine_core.dataplane.client import fetch
 
-        by_name = {item.name: item for item in order.items}
+        # A manager may call an object differently from how it is called here: one address, one object.
+        renamed = order.address if order.where == SOURCE_MANAGER else ""
+        by_name = {renamed or item.name: item for item in order.items}
         start = self._now()
         for result in fetch(address, list(by_name), lambda name: _path(self._store.transfer_path(by_name[name].serial)),
-                            secret=self._secret, expected={i.name: i.sha256 for i in order.items if i.sha256},
-                            sizes={i.name: i.size_bytes for i in order.items if i.size_bytes >= 0},
+                            secret=self._secret, expected={name: i.sha256 for name, i in by_name.items() if i.sha256},
+                            sizes={name: i.size_bytes for name, i in by_name.items() if i.size_bytes >= 0},
                             timeout_s=order.timeout_s, cancel=cancelled.is_set, room=self._room, tls=tls):
             item = by_name[result.name]
             if result.info is not None:

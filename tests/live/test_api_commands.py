@@ -90,6 +90,50 @@ def test_a_virtual_environment_goes_in_comes_out_and_passes_from_worker_to_worke
     assert (tmp_path / "back" / "pyvenv.cfg").read_text() == (tmp_path / "env" / "pyvenv.cfg").read_text()
 
 
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_os_and_arch_in_a_path_choose_the_file_for_each_worker(cluster, tmp_path, size):
+    kinds = {"left": ("Linux", "x86_64"), "right": ("Plan9", "mips/el")}
+    for os_name, arch in kinds.values():
+        (tmp_path / f"prog.{os_name}.{arch.replace('/', '_')}").write_text(f"#{os_name}".ljust(size, "#"))
+    other = cluster.manager()
+    for feature, (os_name, arch) in kinds.items():
+        cluster.worker(other, "--feature", feature, "--os", os_name, "--arch", arch)
+    prog = other.declare_file(tmp_path / "prog.$OS.$ARCH", cache="worker")
+    assert other.declare_file(tmp_path / "prog.$OS.$ARCH") is prog
+    for round_ in range(3):     # what the first worker had says nothing about what the other gets
+        for feature in kinds if round_ != 1 else reversed(kinds):
+            task = vine.Task("head -c 6 prog; wc -c < prog")
+            task.add_input(prog, "prog")
+            task.add_feature(feature)
+            assert run(other, task, cluster.log).std_output == f"#{kinds[feature][0]}{size}\n"
+
+
+def test_a_worker_without_a_file_for_its_kind_costs_only_the_tasks_sent_there(cluster, tmp_path):
+    (tmp_path / "prog.Linux").write_text("here")
+    other = cluster.manager()
+    for os_name in ("Linux", "Plan9"):
+        cluster.worker(other, "--feature", os_name, "--os", os_name)
+    prog = other.declare_file(tmp_path / "prog.$OS")
+    waiting = tmp_path / "go"
+    for os_name, wait in (("Linux", f"while [ ! -e {waiting} ]; do sleep 0.05; done;"), ("Plan9", "")):
+        task = vine.Task(f"{wait} cat prog")
+        task.add_input(prog, "prog")
+        task.add_feature(os_name)
+        task.set_tag(os_name)
+        other.submit(task)
+    missing = other.wait_for_tag("Plan9", 20)
+    assert (missing.result, missing.exit_code) == ("input missing", -1)
+    waiting.touch()
+    assert other.wait_for_tag("Linux", 20).std_output == "here"
+
+
+def test_a_file_that_is_really_called_os_is_itself(manager, tmp_path):
+    (tmp_path / "price-in-$OS").write_text("literal")
+    task = vine.Task("cat in")
+    task.add_input(manager.declare_file(tmp_path / "price-in-$OS"), "in")
+    assert run(manager, task).std_output == "literal"
+
+
 def test_a_directory_may_be_an_output(manager, tmp_path):
     task = vine.Task("mkdir -p d/e && echo 1 > d/e/f && ln -s e/f d/link")
     task.add_output(manager.declare_file(tmp_path / "result"), "d")
