@@ -142,6 +142,7 @@ class Completion:
         for key in list(file.replicas):
             if key != worker.key:
                 self.staging.unlink(file, self.books.workers[key])
+        self.staging.let_go(file)
         self.staging.forget(file, worker)
 
     def _keep(self, file: FileRecord, worker: WorkerRecord, report: OutputReport, *, recovering: bool) -> None:
@@ -158,6 +159,8 @@ class Completion:
         books.observer.cache_update(books.now, worker.key, file.name, file.decl.kind, file.level, report.size_bytes,
                                     0.0,
                                     books.now, 0)
+        if report.inline is not None:
+            self.staging.keep(file, report.inline, report.mode)
         self.staging.mark_ready(file, worker, report.size_bytes, report.sha256)
         self.balance.arrived(file, worker)
 

@@ -275,9 +275,9 @@ class Dispatcher:
         if not outputs:
             return (), ()
         files = self.books.files
-        inline = tuple(m.name for m in outputs
-                       if files[m.name].decl.kind != VINE_TEMP and task.kind == VINE_TASK_TYPE_STANDARD)
-        return inline, tuple(files[m.name].level for m in outputs)
+        standard = task.kind == VINE_TASK_TYPE_STANDARD
+        inline = tuple([m.name for m in outputs if standard or files[m.name].decl.kind == VINE_TEMP])
+        return inline, tuple([files[m.name].level for m in outputs])
 
     # ------------------------------------------------------------------ off a worker
 

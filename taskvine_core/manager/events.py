@@ -264,11 +264,13 @@ class Complete(NamedTuple):
 
 
 class ContentsArrived(NamedTuple):
-    """Answer to WantContents. The bytes are at the runner under ``transfer_id`` or ``error`` says why not."""
+    """Answer to WantContents. The bytes are here when they are few, else at the runner under ``transfer_id``, or
+    ``error`` says why not."""
 
     name: str
     transfer_id: int
     error: str
+    data: bytes | None = None
 
 
 class Disconnect(NamedTuple):

@@ -16,6 +16,7 @@ from taskvine_core.constants import (
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.core import ManagerCore
 from taskvine_core.manager.records import TO_MANAGER, WorkerRecord
+from taskvine_core.manager.staging import KEPT_OVERHEAD_BYTES
 from taskvine_core.manager.states import REPLICA_READY
 from taskvine_core.resources import ZERO
 
@@ -26,6 +27,8 @@ def check_invariants(core: ManagerCore) -> None:
     for worker in core.books.workers.values():
         _check_worker(core.books, worker)
     _check_files(core.books)
+    kept = [len(file.kept[0]) + KEPT_OVERHEAD_BYTES for file in core.books.files.values() if file.kept is not None]
+    assert sum(kept) == core.staging.kept_bytes, f"{sum(kept)} bytes are kept, staging says {core.staging.kept_bytes}"
     _check_transfers(core.books)
 
 
@@ -83,6 +86,7 @@ def _check_files(books: Books) -> None:
             assert name in books.workers[key].files
         assert file.ready == len(file.ready_keys()), f"{name}: ready count is wrong"
         assert file.users == users[name], f"{name}: used by {users[name]} tasks, books say {file.users}"
+        assert file.kept is None or file.at_manager, f"{name} is kept and not at the manager"
         assert file.lineage_refs >= 0 and file.origin_busy >= 0 and file.making >= 0
         if file.waiters and file.decl.kind == VINE_TEMP and file.available:
             assert not any(t.blocked for t in file.waiters), f"{name} exists and tasks still wait for it"

@@ -237,7 +237,7 @@ class Lineage:
         if file.users:
             return
         over = not file.declared or file.level == VINE_CACHE_LEVEL_TASK
-        if over and file.replicas and file.level < VINE_CACHE_LEVEL_FOREVER:
+        if over and (file.replicas or file.kept is not None) and file.level < VINE_CACHE_LEVEL_FOREVER:
             self.staging.unlink_everywhere(file)
         if not file.declared and not file.lineage_refs:
             self._forget(file)
@@ -245,6 +245,7 @@ class Lineage:
     def _forget(self, file: FileRecord) -> None:
         """Drop a record nobody can ask for again, and what only its lineage held."""
         if self.books.files.pop(file.name, None) is not None:
+            self.staging.let_go(file)
             self._drop_lineage(file)
 
     def _drop_lineage(self, file: FileRecord) -> None:

@@ -251,6 +251,7 @@ class FileRecord:
         "declared",
         "destinations",
         "faults",
+        "kept",
         "level",
         "lineage_refs",
         "making",
@@ -282,7 +283,8 @@ class FileRecord:
         self.lineage_refs = 0  # temps whose producer reads it
         self.replicas = _NOWHERE  # worker key -> REPLICA_*
         self.ready = 0
-        self.at_manager = False  # a relayed copy lies in the manager's staging
+        self.at_manager = False  # a relayed copy lies in the manager's staging, or it is kept
+        self.kept: tuple[bytes, int] | None = None  # a tiny temp's content and permission bits
         self.relay = 0  # transfer id of a relay under way
         self.making = 0  # unfinished tasks that write it (not temps)
         self.producer: TaskRecord | None = None

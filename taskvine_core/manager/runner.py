@@ -208,7 +208,9 @@ class ManagerRunner:
         if not self.pump(lambda: name in self._arrivals, timeout_s):
             return None
         arrival = self._arrivals.pop(name)
-        return self._effects.arrived(arrival.transfer_id) if not arrival.error else None
+        if arrival.error:
+            return None
+        return arrival.data if arrival.data is not None else self._effects.arrived(arrival.transfer_id)
 
     def stdout_of(self, outcome: ev.TaskOutcome) -> Contents:
         """The standard output of a task: bytes, or a path when large (owned by the caller)."""

@@ -35,7 +35,7 @@ from taskvine_core.manager.records import (
     WorkerRecord,
 )
 from taskvine_core.manager.states import REPLICA_CREATING, REPLICA_READY
-from taskvine_core.model.files import DEFAULT_MODE, INLINE_MAX_BYTES
+from taskvine_core.model.files import DEFAULT_MODE, INLINE_MAX_BYTES, TINY_TEMP_MAX_BYTES
 from taskvine_core.model.platforms import path_for, variant_name
 from taskvine_core.protocol.messages import (
     BLAME_SELF,
@@ -66,6 +66,10 @@ RELAY_AFTER = 2
 GIVE_UP_AFTER = 5
 #: Waiting files looked at when some source becomes free.
 KICK_DEPTH = 100
+#: Bytes of tiny temps kept at the manager at most, each counted with what its objects take; further ones are moved
+#: between workers like large ones.
+KEPT_MAX_BYTES = 64 * MB
+KEPT_OVERHEAD_BYTES = 128
 #: A worker with this many failures as source (as destination), and not more successes, is removed (section 11.5).
 BAD_SOURCE, BAD_DESTINATION = 5, 10
 
@@ -105,6 +109,7 @@ class Staging:
         self._waiting: dict[str, FileRecord] = {}
         self._retry: list[tuple[float, str]] = []
         self._rate = TransferRate(books.tuning)
+        self.kept_bytes = 0
         self._thin: dict[str, FileRecord] = {}
         self._unplaced: dict[str, FileRecord] = {}  # thin, and nobody could take a copy when we looked
 
@@ -116,7 +121,7 @@ class Staging:
             return
         decl = file.decl
         if decl.kind == VINE_BUFFER and decl.data:
-            self._put(file, worker)
+            self._put(file, worker, decl.data, decl.mode or DEFAULT_MODE)
         elif (file.kept_locally and not decl.is_dir and 0 <= file.size <= INLINE_MAX_BYTES and not file.at_manager
               and not decl.per_platform):
             self.books.out.append(SendLocal(worker.key, decl._replace(level=file.level)))
@@ -129,13 +134,28 @@ class Staging:
             if not self._start(file, worker):
                 self._wait(file, worker)
 
-    def _put(self, file: FileRecord, worker: WorkerRecord) -> None:
-        books, decl = self.books, file.decl
-        mode = decl.mode or DEFAULT_MODE
-        books.send(worker, PutInline(decl.name, file.level, mode, file.sha256, decl.data))
-        books.stats.bytes_sent += len(decl.data)
-        books.observer.put(books.now, worker.key, decl.name, file.level, len(decl.data), mode)
-        self.mark_ready(file, worker, len(decl.data), file.sha256)
+    def _put(self, file: FileRecord, worker: WorkerRecord, data: bytes, mode: int) -> None:
+        books = self.books
+        books.send(worker, PutInline(file.name, file.level, mode, file.sha256, data))
+        books.stats.bytes_sent += len(data)
+        books.observer.put(books.now, worker.key, file.name, file.level, len(data), mode)
+        self.mark_ready(file, worker, len(data), file.sha256)
+
+    def keep(self, file: FileRecord, data: bytes, mode: int) -> None:
+        """Hold a tiny temp at the manager while there is room: it came with its task's report."""
+        self.let_go(file)
+        size = len(data) + KEPT_OVERHEAD_BYTES
+        if len(data) <= TINY_TEMP_MAX_BYTES and self.kept_bytes + size <= KEPT_MAX_BYTES:
+            self.kept_bytes += size
+            file.kept = (data, mode)
+            file.at_manager = True
+
+    def let_go(self, file: FileRecord) -> None:
+        """The manager's own copy of a temp counts no more."""
+        if file.kept is not None:
+            self.kept_bytes -= len(file.kept[0]) + KEPT_OVERHEAD_BYTES
+            file.kept = None
+        file.at_manager = False
 
     def _wait(self, file: FileRecord, worker: WorkerRecord) -> None:
         if file.pending is None:
@@ -145,6 +165,9 @@ class Staging:
 
     def _start(self, file: FileRecord, worker: WorkerRecord) -> bool:
         """Order the file from a source that is free; False when none is."""
+        if file.kept is not None:
+            self._put(file, worker, *file.kept)
+            return True
         peer = self._free_peer(file, worker)
         if peer is not None:
             peer.outgoing += 1
@@ -365,7 +388,7 @@ class Staging:
             if source.sent_bad >= BAD_SOURCE and source.sent_bad >= source.sent_ok:
                 self.needs.worker_is_bad(source)
         elif transfer.source == FROM_MANAGER and fault.count >= GIVE_UP_AFTER:
-            file.at_manager = False
+            self.let_go(file)
             self.needs.unfetchable(worker, file, reason)
             return
         if worker.key not in self.books.workers or not file.needed:
@@ -482,7 +505,7 @@ class Staging:
         """Delete all replicas."""
         for key in list(file.replicas):
             self.unlink(file, self.books.workers[key])
-        file.at_manager = False
+        self.let_go(file)
 
     def _drop_transfers(self, file: FileRecord, worker: WorkerRecord) -> None:
         if worker.incoming and file.replicas.get(worker.key) == REPLICA_CREATING:

@@ -13,6 +13,10 @@ from taskvine_core.records import NamedTuple
 #: Objects up to this size travel inside control messages (design, section 4).
 INLINE_MAX_BYTES = 64 * 1024
 
+#: A temp of at most this size travels with the report of the task that made it, and is kept at the manager: its readers
+#: need no data connection, and it is not lost with a worker. Small, because readers may be on the same worker.
+TINY_TEMP_MAX_BYTES = 4 * 1024
+
 #: Permission bits used when the program has set none.
 DEFAULT_MODE = 0o644
 

@@ -52,7 +52,7 @@ class Story:
         rng = self.rng = Random(seed)
         slow = rng.choice((0.001, 0.2, 2.0))
         self.world = World(seed, faults=random_faults(rng), run_time=lambda r: r.uniform(0, slow), check=check,
-                           large_outputs=rng.random() < 0.3)
+                           large_outputs=rng.random() < 0.3, tiny_temps=rng.random() < 0.5)
         self.workers = workers
         self.tasks = tasks
         self.gpus = rng.random() < 0.5

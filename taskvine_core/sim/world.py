@@ -69,6 +69,7 @@ class World:
         check: look at the core's invariants after every event (slow: for hundreds of tasks, not for a million).
         run_time: seconds one execution takes.
         large_outputs: outputs are too large to travel inside messages.
+        tiny_temps: every other temp is small enough to travel with its task's report.
         keep_outcomes: remember every TaskOutcome in ``outcomes``; off for a million tasks.
     """
 
@@ -80,6 +81,7 @@ class World:
         check: bool = True,
         run_time: Callable[[Random], float] | None = None,
         large_outputs: bool = False,
+        tiny_temps: bool = False,
         keep_outcomes: bool = True,
     ) -> None:
         self.seed = seed
@@ -88,6 +90,7 @@ class World:
         self.check = check
         self.clock = Clock()
         self.large_outputs = large_outputs
+        self.tiny_temps = tiny_temps
         self._run_time = run_time or (lambda rng: 0.0)
         self._ids = count(1)
         self.core = self._new_core("first")

@@ -18,7 +18,7 @@ import stat
 from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_MOUNT_MKDIR, VINE_MOUNT_SYMLINK
 from taskvine_core.dataplane.objects import ObjectInfo, hash_object
 from taskvine_core.errors import SandboxError
-from taskvine_core.model.files import INLINE_MAX_BYTES
+from taskvine_core.model.files import INLINE_MAX_BYTES, TINY_TEMP_MAX_BYTES
 from taskvine_core.model.tasks import Mount, TaskSpec
 from taskvine_core.protocol.messages import OutputReport
 from taskvine_core.records import NamedTuple
@@ -197,8 +197,8 @@ class Sandboxes:
         else:
             inline, info = None, hash_object(path)
         self._store.adopt(path, order.name, order.level, order.mode, info.sha256)
-        return OutputReport(order.name, info.size_bytes, info.sha256, mode, info.is_dir,
-                            inline if order.inline else None)
+        travels = order.inline and (info.size_bytes <= TINY_TEMP_MAX_BYTES or not order.name.startswith("temp-"))
+        return OutputReport(order.name, info.size_bytes, info.sha256, mode, info.is_dir, inline if travels else None)
 
     def _real_path(self, box: Sandbox, remote: str) -> str | None:
         """Where an output really is, when that is inside the sandbox and a file or directory."""

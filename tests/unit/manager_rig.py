@@ -173,12 +173,15 @@ class Rig:
         size: int = 10,
         measured: msg.Measured = msg.NOT_MEASURED,
         inline: bool = True,
+        tiny: bool = False,
     ) -> None:
         """The worker reports the end of a task with all its outputs but ``missing`` (remote names)."""
         task = self.core.tasks[task_id]
         key = key if key is not None else self.where(task_id)
         assert key is not None
         wanted = self.core.dispatcher._outputs(task)[0] if inline else ()
+        if not tiny:
+            wanted = tuple(name for name in wanted if not name.startswith("temp"))
         reports = tuple(
             msg.OutputReport(m.name, size, sha, 0o644, False, b"y" * size if m.name in wanted else None)
             for m in task.spec.outputs

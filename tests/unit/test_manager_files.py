@@ -7,9 +7,11 @@ from manager_rig import FOUR_CORES, OTHER_SHA, SHA, Rig
 
 from taskvine_core.constants import VINE_FILE, VINE_MINI_TASK, VINE_RESULT_INPUT_MISSING, VINE_URL
 from taskvine_core.manager import events as ev
+from taskvine_core.manager import staging
 from taskvine_core.manager.lineage import MAX_RECOVERIES
 from taskvine_core.manager.records import TO_MANAGER
 from taskvine_core.manager.staging import GIVE_UP_AFTER, ORIGIN_COPIES
+from taskvine_core.model.files import TINY_TEMP_MAX_BYTES
 from taskvine_core.model.tasks import Mount, TaskSpec
 from taskvine_core.protocol import messages as msg
 from taskvine_core.resources import Resources
@@ -504,3 +506,85 @@ def test_copies_go_to_the_worker_with_most_free_disk() -> None:
     assert target == roomy or home == roomy
     (fetch,) = rig.sent(msg.Fetch)
     assert fetch.name == name
+
+
+# ---------------------------------------------------------------------- tiny temps
+
+
+def test_a_tiny_temp_reaches_another_worker_in_a_message_and_outlives_its_worker() -> None:
+    rig = Rig()
+    first = rig.join(FOUR_CORES)
+    temp = rig.temp("t")
+    rig.finish(rig.submit("make", outputs=(temp,)), tiny=True, size=7)
+    rig.gone(first)
+    second = rig.join(FOUR_CORES)
+    reader = rig.submit("read", inputs=(temp,))
+    assert rig.where(reader) == second
+    (put,) = rig.sent(msg.PutInline, second)
+    assert (put.name, put.data, put.sha256, put.mode) == (temp, b"y" * 7, SHA, 0o644)
+    assert not rig.sent(msg.Fetch) and rig.core.stats.tasks_recovery == 0
+
+
+def test_an_empty_temp_is_kept_like_any_tiny_one() -> None:
+    rig = Rig()
+    first = rig.join(FOUR_CORES)
+    temp = rig.temp("t")
+    rig.finish(rig.submit("make", outputs=(temp,)), tiny=True, size=0)
+    rig.gone(first)
+    rig.join(FOUR_CORES)
+    assert rig.where(rig.submit("read", inputs=(temp,))) is not None
+
+
+def test_a_temp_too_large_for_a_message_is_not_kept_whatever_a_worker_sends() -> None:
+    rig = Rig()
+    first = rig.join(FOUR_CORES)
+    temp = rig.temp("t")
+    rig.finish(rig.submit("make", outputs=(temp,)), tiny=True, size=TINY_TEMP_MAX_BYTES + 1)
+    assert rig.core.files[temp].kept is None
+    rig.join(FOUR_CORES)
+    rig.gone(first)
+    rig.submit("read", inputs=(temp,))
+    assert rig.core.stats.tasks_recovery == 1
+
+
+def test_kept_temps_are_bounded_and_their_room_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "KEPT_MAX_BYTES", 2 * (staging.KEPT_OVERHEAD_BYTES + 7))
+    rig = Rig()
+    rig.join(FOUR_CORES)
+    temps = [rig.temp(f"t{n}") for n in range(4)]
+    for temp in temps[:3]:
+        rig.finish(rig.submit("make", outputs=(temp,)), tiny=True, size=7)
+    assert [rig.core.files[temp].kept is not None for temp in temps[:3]] == [True, True, False]
+    rig.tell(ev.Undeclare(temps[0]))
+    rig.finish(rig.submit("make", outputs=(temps[3],)), tiny=True, size=7)
+    assert rig.core.files[temps[3]].kept is not None
+
+
+def test_a_pruned_tiny_temp_is_made_again() -> None:
+    rig = Rig()
+    rig.join(FOUR_CORES)
+    temp = rig.temp("t")
+    rig.finish(rig.submit("make", outputs=(temp,)), tiny=True)
+    rig.tell(ev.Prune(temp))
+    rig.submit("read", inputs=(temp,))
+    assert rig.core.stats.tasks_recovery == 1
+
+
+def test_contents_of_a_tiny_temp_are_answered_without_its_worker() -> None:
+    rig = Rig()
+    key = rig.join(FOUR_CORES)
+    temp = rig.temp("t")
+    rig.finish(rig.submit("make", outputs=(temp,)), tiny=True, size=7)
+    rig.gone(key)
+    rig.tell(ev.WantContents(temp))
+    assert rig.done_actions(ev.ContentsArrived) == [ev.ContentsArrived(temp, 0, "", b"y" * 7)]
+
+
+def test_a_draining_worker_need_not_hand_on_tiny_temps() -> None:
+    rig = Rig()
+    key = rig.join(FOUR_CORES)
+    rig.join(FOUR_CORES)
+    temp = rig.temp("t")
+    rig.finish(rig.submit("make", outputs=(temp,)), tiny=True)
+    rig.tell(ev.RetireWorkers(("w1",), "enough"))
+    assert rig.sent(msg.Release, key) and not rig.sent(msg.Fetch)
