@@ -65,7 +65,7 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
                  staging_path: str | os.PathLike[str] | None = None,
                  ssl: tuple[str | None, str | None] | bool | None = None,
                  init_fn: Callable[[Self], Any] | None = None,
-                 status_display_interval: float | None = None, insecure: bool = False) -> None:
+                 status_display_interval: float | None = None, *, insecure: bool = False) -> None:
         ports = setup.port_range(port)
         if name is not None:
             checks.text(name, "name")
