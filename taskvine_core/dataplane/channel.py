@@ -36,6 +36,7 @@ NONCE_BYTES = 32
 #: sendfile looks at its timeout every 64 KiB only. One call may be long as long as calls are quick.
 SENDFILE_BYTES = 4 << 20
 SENDFILE_SLOW_BYTES = 64 * 1024
+_MAPPED = "::ffff:"
 #: Not in every Python's os module.
 _SPLICE_F_MOVE = 1
 _POLL_TIMEVAL = struct.pack("ll", 0, round(POLL_S * 1e6))
@@ -90,6 +91,8 @@ class Channel:
         self._spare = memoryview(b"")
         self._plain = not is_tls(sock)
         self._fill_flag = socket.MSG_WAITALL if self._plain else 0
+        #: Raw bytes cannot be changed on their way, so a trailer may come without a digest (module ``sealed``).
+        self.sealed = not self._plain
         #: True while a stream is under way: the connection can carry nothing else before its trailer.
         self.mid_object = False
         sock.setblocking(self._plain)
@@ -237,6 +240,17 @@ class Channel:
     def plain(self) -> bool:
         """No TLS: the kernel sees the bytes as they are."""
         return self._plain
+
+    def ends(self) -> tuple[str, str]:
+        """Address and port of this end and of the other one as the kernel knows them; empty when unknown."""
+        try:
+            here, there = self.sock.getsockname(), self.sock.getpeername()
+        except OSError:
+            return "", ""
+        if not isinstance(here, tuple):
+            return "", ""  # not an internet address
+        # A socket for both versions of IP gives addresses of version 4 with a prefix; its peer does not.
+        return (f"{here[0].removeprefix(_MAPPED)} {here[1]}", f"{there[0].removeprefix(_MAPPED)} {there[1]}")
 
     def take_spare(self, most: int) -> memoryview:
         """Raw bytes that were received together with the last message, at most so many; may be none."""

@@ -15,6 +15,7 @@ from taskvine_core.dataplane.connect import connect
 from taskvine_core.dataplane.messages import (
     ACK_DISK_FULL,
     ACK_GO,
+    ACK_GO_SEALED,
     ACK_INTEGRITY,
     ACK_OK,
     DataAck,
@@ -26,6 +27,7 @@ from taskvine_core.dataplane.messages import (
 )
 from taskvine_core.dataplane.objects import ObjectInfo
 from taskvine_core.dataplane.receive import discard, receive_object, store_inline
+from taskvine_core.dataplane.sealed import introduction
 from taskvine_core.dataplane.send import Outgoing, StreamSender, open_outgoing
 from taskvine_core.errors import DiskFullError, IntegrityError, ProtocolError, SourceError, TransferError
 from taskvine_core.records import NamedTuple
@@ -94,6 +96,9 @@ def _converse(channel: Channel, names: Sequence[str], wishes: _Wishes) -> Iterat
     """Results over one connection, until all names are done or the connection is of no use; closes it."""
     done = 0
     try:
+        if said := introduction(channel):
+            channel.send(*said)
+            channel.sealed = True  # it is the server that says whether we are, by what its trailers hold
         for name, answer in _answers(channel, names):
             result = wishes.settle(channel, name, answer)
             done += 1
@@ -212,8 +217,12 @@ def upload(address: Address, transfer_id: int, name: str, path: Path, *, secret:
 
 
 def _put(channel: Channel, outgoing: Outgoing, transfer_id: int, name: str) -> None:
-    channel.send(DataPut(transfer_id, name), outgoing.header(name))
-    _check_ack(channel, channel.expect_message(), ACK_GO)
+    channel.send(*introduction(channel), DataPut(transfer_id, name), outgoing.header(name))
+    answer = channel.expect_message()
+    if isinstance(answer, DataAck) and answer.code == ACK_GO_SEALED:
+        channel.sealed = True
+    else:
+        _check_ack(channel, answer, ACK_GO)
     _send_watching(channel, StreamSender(channel, outgoing, lambda: _check_early(channel)), name)
     _check_ack(channel, channel.expect_message(), ACK_OK)
 

@@ -13,8 +13,9 @@ A conversation, client on the left:
                           <-  DataAck(ACK_OK or a failure)
 
 A stream is any number of ``Segment(n)``, each followed by n raw bytes outside the frames. Raw bytes carry no MAC:
-the trailer, which does, carries the SHA-256 of all of them. A sender that has to give up says so in a trailer where
-the next segment would have been, so the connection stays usable.
+the trailer, which does, carries the SHA-256 of all of them, unless nobody can change them on their way (module
+``sealed``); a client that may be on the server's machine says ``Local`` before its request. A sender that has to
+give up says so in a trailer where the next segment would have been, so the connection stays usable.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ ACK_REFUSED = 2
 ACK_DISK_FULL = 3
 ACK_INTEGRITY = 4
 ACK_FAILED = 5
+#: Like ACK_GO, and the trailer needs no digest: we are on the same machine, or speak TLS.
+ACK_GO_SEALED = 6
 
 
 class DataAck(NamedTuple):
@@ -91,10 +94,18 @@ class DataAck(NamedTuple):
     reason: str
 
 
+class Local(NamedTuple):
+    """The client's view of this connection: boot id of its kernel, its own address and port, those of the server."""
+
+    boot_id: bytes
+    client: str
+    server: str
+
+
 #: Wire number of each message. Append only; a number is never used again.
 DATA_NUMBERS: dict[type, int] = {
     DataGet: 96, ObjectMissing: 97, ObjectInline: 98, ObjectHeader: 99, Segment: 100, Trailer: 101,
-    DataPut: 102, DataAck: 103,
+    DataPut: 102, DataAck: 103, Local: 104,
 }
 
 for _class, _number in DATA_NUMBERS.items():

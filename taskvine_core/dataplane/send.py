@@ -1,8 +1,8 @@
 """Sending one object: header, segments, trailer.
 
 Owns reading what is sent. Must not know who asked or under which name it is stored. A digest that is known is not
-computed again; else SHA-256 runs beside sendfile. An object that changes while it is sent ends in a trailer that
-says so: what was announced in a segment is filled up, so the connection stays usable.
+computed again, and none is on a sealed channel; else SHA-256 runs beside sendfile. An object that changes while it is
+sent ends in a trailer that says so: what was announced in a segment is filled up, so the connection stays usable.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class StreamSender:
         self._channel = channel
         self._outgoing = outgoing
         self._before_segment = before_segment
-        self._hasher = None if outgoing.sha256 else hashlib.sha256()
+        self._hasher = None if outgoing.sha256 or channel.sealed else hashlib.sha256()
         self.sent_bytes = 0
 
     def run(self) -> str:

@@ -21,18 +21,21 @@ from taskvine_core.dataplane.messages import (
     ACK_DISK_FULL,
     ACK_FAILED,
     ACK_GO,
+    ACK_GO_SEALED,
     ACK_INTEGRITY,
     ACK_OK,
     ACK_REFUSED,
     DataAck,
     DataGet,
     DataPut,
+    Local,
     ObjectHeader,
     ObjectInline,
     ObjectMissing,
 )
 from taskvine_core.dataplane.objects import MODE_MASK, ObjectInfo
 from taskvine_core.dataplane.receive import receive_object
+from taskvine_core.dataplane.sealed import is_direct
 from taskvine_core.dataplane.send import Outgoing, StreamSender, open_outgoing, read_whole
 from taskvine_core.errors import DiskFullError, IntegrityError, RemoteProtocolError, TransferError, VineError
 from taskvine_core.model.files import INLINE_MAX_BYTES
@@ -250,6 +253,8 @@ class _Conversation:
             elif isinstance(message, DataPut):
                 if not self._put(message):
                     return
+            elif isinstance(message, Local):
+                self._channel.sealed = self._channel.sealed or is_direct(self._channel, message)
             else:
                 raise RemoteProtocolError(f"unexpected {type(message).__name__} on a data connection")
 
@@ -339,7 +344,8 @@ class _Conversation:
         info: ObjectInfo | None = None
         reason, code = "the receiving side failed", ACK_FAILED
         try:
-            self._channel.send(DataAck(order.transfer_id, ACK_GO, ""))
+            go = ACK_GO_SEALED if self._channel.sealed else ACK_GO
+            self._channel.send(DataAck(order.transfer_id, go, ""))
             info = receive_object(self._channel, header, path)
         except VineError as error:
             reason, code = str(error), _ack_code(error)

@@ -13,6 +13,7 @@ from typing import Any
 
 from taskvine_core.dataplane.channel import Channel
 from taskvine_core.dataplane.client import FetchResult, fetch
+from taskvine_core.dataplane.messages import Local
 from taskvine_core.dataplane.objects import ObjectInfo
 from taskvine_core.dataplane.server import DataServer, ServedObject
 from taskvine_core.protocol.session import Session
@@ -104,6 +105,9 @@ def scripted_server(script: Callable[[Channel], None], *, secret: bytes = SECRET
             channel = Channel(sock, session, "client", TIMEOUT_S, stop.is_set)
             try:
                 channel.handshake()
+                first = channel.receive()  # a client on this machine introduces itself; scripts are about what follows
+                if first is not None and not isinstance(first, Local):
+                    channel.give_back([first])
                 script(channel)
             except Exception:
                 pass  # the client went away, which is what some tests want
