@@ -1,160 +1,46 @@
-"""What every batch system owes the factory: one suite, run over each of them.
-
-To add a system, add a bench for it to BENCHES: how to make a client, how to make jobs of the kinds below, how to end a
-job from outside and how to make the system unreachable.
-"""
+"""What every batch system owes the factory: one suite, run over each of them (see bench.py)."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
-import random
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from contract.bench import (
+    FAILING,
+    LONG,
+    SHOUTS,
+    STUBBORN,
+    Bench,
+    ended,
+    requests,
+    running,
+    states,
+    submit,
+)
+from contract.bench_condor import CondorBench
+from contract.bench_local import LocalBench
+from contract.bench_simulated import SimulatedBench
 from taskvine_core.errors import BatchRejected, BatchUnavailable
-from taskvine_core.resources import Resources
-from vine_factory.batch import proc
-from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, JobTag
-from vine_factory.batch.local import LocalBatch
-from vine_factory.batch.simulated import Program, SimulatedBatch, SimulatedCluster
+from vine_factory.batch.base import JobHandle, JobTag
 
-PATIENCE_S = 10.0
-LONG = ("/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done")
-STUBBORN = ("/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
-FAILING = ("/bin/sh", "-c", "echo good >&1; echo bad news >&2; exit 3")
-SHOUTS = ("/bin/sh", "-c", 'echo "it is $COLOUR"; exit 1')
-
-
-class LocalBench:
-    """Processes of this machine."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.factory_id = f"contract{os.getpid()}.{random.randrange(1 << 30)}"
-
-    def client(self) -> BatchSystem:
-        return LocalBatch(self.factory_id, self.directory)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < deadline, "condition not met in time"
-            time.sleep(0.01)
-
-    def kill_from_outside(self, status: JobStatus) -> None:
-        os.kill(int(status.batch_id), signal.SIGKILL)
-
-    @contextlib.contextmanager
-    def unreachable(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchSystem]:
-        def fail(prefix: str) -> list[proc.TaggedProcess]:
-            raise PermissionError("/proc is hidden")
-        with monkeypatch.context() as patch:
-            patch.setattr(proc, "tagged_processes", fail)
-            yield self.client()
-
-    def impossible(self) -> tuple[str, ...]:
-        return (str(self.directory / "no-such-program"),)
-
-    def end(self) -> None:
-        for process in proc.tagged_processes(self.factory_id + "/"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-
-
-class SimulatedBench:
-    """A cluster in memory whose clock moves when somebody waits."""
-
-    def __init__(self, directory: Path) -> None:
-        self.factory_id = "contract"
-        self.now = 1.0
-        self.cluster = SimulatedCluster(lambda: self.now, random.Random(1), programs=self._program)
-
-    def _program(self, request: JobRequest) -> Program:
-        colour = request.environment.get("COLOUR", "")
-        return {LONG: Program(), STUBBORN: Program(on_term_s=None),
-                FAILING: Program(runtime_s=0.1, exit_code=3, stdout="good", stderr="bad news"),
-                SHOUTS: Program(runtime_s=0.1, exit_code=1, stdout=f"it is {colour}")}[request.command]
-
-    def client(self) -> BatchSystem:
-        return SimulatedBatch(self.cluster)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = self.now + PATIENCE_S
-        while not condition():
-            assert self.now < deadline, "condition not met in time"
-            self.now += 0.1
-
-    def kill_from_outside(self, status: JobStatus) -> None:
-        self.cluster.end(status.tag.intent_id, -9)
-
-    @contextlib.contextmanager
-    def unreachable(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchSystem]:
-        self.cluster.down = "no route to host"
-        yield self.client()
-        self.cluster.down = ""
-
-    def impossible(self) -> tuple[str, ...]:
-        self.cluster.rejects = "invalid account"
-        return LONG
-
-    def end(self) -> None:
-        self.cluster.jobs.clear()
-
-
-BENCHES = {"local": LocalBench, "simulated": SimulatedBench}
-Bench = LocalBench | SimulatedBench
+Make = Callable[[pytest.FixtureRequest, Path], Bench]
+BENCHES: dict[str, Make] = {
+    "local": lambda request, path: LocalBench(path),
+    "simulated": lambda request, path: SimulatedBench(path),
+    "condor-bindings": lambda request, path: CondorBench(path, request.getfixturevalue("htcondor_pool"), "bindings"),
+    "condor-tools": lambda request, path: CondorBench(path, request.getfixturevalue("htcondor_pool"), "tools"),
+}
 
 
 @pytest.fixture(params=sorted(BENCHES))
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    made = BENCHES[request.param](tmp_path / "jobs")
+    made = BENCHES[request.param](request, tmp_path / "jobs")
     yield made
     made.end()
-
-
-_numbers = itertools.count(1)
-
-
-def requests(bench: Bench, command: tuple[str, ...], count: int = 1, **environment: str) -> list[JobRequest]:
-    return [JobRequest(JobTag(bench.factory_id, "pool", f"i-{next(_numbers)}"), command, environment,
-                       Resources(1, 100, 100, 0)) for _ in range(count)]
-
-
-def submit(bench: Bench, client: BatchSystem, command: tuple[str, ...], count: int = 1, **env: str) -> list[JobHandle]:
-    wanted = requests(bench, command, count, **env)
-    results = client.submit_many(wanted)
-    assert [result.intent_id for result in results] == [request.tag.intent_id for request in wanted]
-    assert all(result.error is None and result.batch_id for result in results), results
-    return [JobHandle(request.tag, result.batch_id) for request, result in zip(wanted, results, strict=True)]
-
-
-def states(bench: Bench, client: BatchSystem) -> dict[str, JobStatus]:
-    return {status.tag.intent_id: status for status in client.poll_many(bench.factory_id)}
-
-
-def ended(bench: Bench, client: BatchSystem, jobs: list[JobHandle]) -> bool:
-    found = states(bench, client)
-    return all(found[job.tag.intent_id].state is BatchState.ENDED for job in jobs)
-
-
-def running(bench: Bench, client: BatchSystem, jobs: list[JobHandle]) -> bool:
-    found = states(bench, client)
-    return all(job.tag.intent_id in found and found[job.tag.intent_id].state is BatchState.RUNNING for job in jobs)
-
-
-def trap_is_set(bench: Bench, client: BatchSystem, jobs: list[JobHandle]) -> bool:
-    """Running, and past the shell's trap command: its loop has started a child."""
-    if isinstance(bench, SimulatedBench):
-        return running(bench, client, jobs)
-    tags = [p.tag for p in proc.tagged_processes(bench.factory_id + "/") if not p.is_job]
-    return all(job.tag.text() in tags for job in jobs)
 
 
 def test_many_jobs_are_submitted_in_one_call_and_found_in_one_listing(bench: Bench) -> None:
@@ -180,7 +66,7 @@ def test_a_client_that_has_never_seen_them_finds_jobs_by_their_tags(bench: Bench
 def test_an_adopting_client_can_cancel_without_knowing_batch_ids(bench: Bench) -> None:
     first = bench.client()
     jobs = submit(bench, first, LONG, 2)
-    bench.wait(lambda: trap_is_set(bench, first, jobs))
+    bench.wait(lambda: bench.trap_is_set(first, jobs))
     stranger = bench.client()
     stranger.cancel_many([JobHandle(job.tag, "") for job in jobs], force=False)
     bench.wait(lambda: ended(bench, first, jobs))
@@ -213,23 +99,22 @@ def test_an_ended_job_stays_in_the_listing(bench: Bench) -> None:
 def test_a_polite_cancellation_lets_the_job_end_itself(bench: Bench) -> None:
     client = bench.client()
     jobs = submit(bench, client, LONG, 2)
-    bench.wait(lambda: trap_is_set(bench, client, jobs))
+    bench.wait(lambda: bench.trap_is_set(client, jobs))
     client.cancel_many(jobs[:1], force=False)
     bench.wait(lambda: ended(bench, client, jobs[:1]))
-    assert states(bench, client)[jobs[0].tag.intent_id].exit_code == 0
+    bench.wait(lambda: states(bench, client)[jobs[0].tag.intent_id].exit_code == 0)
     assert running(bench, client, jobs[1:])
 
 
 def test_force_ends_a_job_that_ignores_the_polite_signal_and_all_it_started(bench: Bench) -> None:
     client = bench.client()
     jobs = submit(bench, client, STUBBORN)
-    bench.wait(lambda: trap_is_set(bench, client, jobs))
+    bench.wait(lambda: bench.trap_is_set(client, jobs))
     client.cancel_many(jobs, force=False)
     assert not ended(bench, client, jobs)
     client.cancel_many(jobs, force=True)
     bench.wait(lambda: ended(bench, client, jobs))
-    if isinstance(bench, LocalBench):
-        bench.wait(lambda: proc.tagged_processes(jobs[0].tag.text()) == [])
+    bench.wait(lambda: bench.nothing_left(jobs[0]))
 
 
 def test_cancelling_a_job_that_is_over_or_unknown_is_no_error(bench: Bench) -> None:

@@ -1,0 +1,1 @@
+"""Reading what batch systems write: pure functions from text to records, tried on recorded outputs."""
