@@ -22,7 +22,8 @@ from vine_factory.batch.condor import CondorBatch
 
 Make = Callable[..., CondorBench]
 HOSTILE = ("a b", "it's", '"q"', '""', "$(x)", "$ENV(HOME)", "$$(Cpus)", "$$([1+1])", "$", "$$", "$$x", "$x",
-           "\\n", "\\", "#", ",x", "ü😀", "", "%d", "^a.*$", "* ? [a]", "tab\there", "queue", ")", "a=b", "-n", "{{ x }}")  # fmt: skip
+           "\\n", "\\", "#", ",x", "ü😀", "",
+           "%d", "^a.*$", "* ? [a]", "tab\there", "queue", ")", "a=b", "-n", "{{ x }}")
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('HOSTILE')])); sys.exit(1)"
 
 

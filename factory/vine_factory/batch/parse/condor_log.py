@@ -18,7 +18,7 @@ _SHOWN_CHARS = 500
 _HEAD = re.compile(
     r"(?P<number>\d{3}) \((?P<cluster>\d+)\.(?P<proc>\d+)\.\d+\) "
     r"(?:(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)|(?P<month2>\d\d)/(?P<day2>\d\d))[ T]"
-    r"(?P<clock>\d\d:\d\d:\d\d)(?:\.\d+)?(?P<utc>Z)? ?(?P<words>[^\n]*)", re.ASCII)
+    r"(?P<clock>\d\d:\d\d:\d\d)(?:\.\d+)?(?P<utc>Z)? ?", re.ASCII)
 _CODE = re.compile(r"\s*Code (-?\d+) Subcode (-?\d+)", re.ASCII)
 _RETURN = re.compile(r"\(return value (-?\d+)\)", re.ASCII)
 _SIGNAL = re.compile(r"\(signal (\d+)\)", re.ASCII)
@@ -79,7 +79,7 @@ def _event(text: str, now: float) -> JobEvent | None:
     head = None
     for head in _HEAD.finditer(text):  # noqa: B007 - the last one: what is before it is the torso of an event
         pass
-    rest = text[head.end() + 1:] if head else ""
+    words, _, rest = text[head.end():].partition("\n") if head else ("", "", "")
     kind = _KINDS.get(head["number"]) if head else None
     at = _time(head, now) if head else None
     if head is None or kind is None or at is None:
@@ -89,14 +89,14 @@ def _event(text: str, now: float) -> JobEvent | None:
     if kind is Kind.SUBMITTED:
         return event._replace(tag=next((line.strip() for line in body if _TAG.fullmatch(line.strip())), ""))
     if kind is Kind.RUNNING:
-        return event._replace(host=_host(head["words"], body))
+        return event._replace(host=_host(words, body))
     if kind is Kind.TERMINATED:
         return _terminated(event, body)
     if kind is Kind.REQUEUED:
-        return event._replace(said=_said([head["words"], *_reasons(body)]))
+        return event._replace(said=_said([words, *_reasons(body)]))
     if kind is Kind.HELD:
         return event._replace(said=held(*_hold(body)))
-    return event._replace(said=_said([line for line in body if line.strip()] or [head["words"]]))
+    return event._replace(said=_said([line for line in body if line.strip()] or [words]))
 
 
 def held(reason: str, code: int | None, subcode: int | None) -> str:
