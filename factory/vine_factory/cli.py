@@ -87,15 +87,43 @@ def _name(names: tuple[str, ...]) -> str:
     return next(name for name in names if name.startswith("--")).removeprefix("--")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status}
+def render(words: Sequence[str]) -> int:
+    """`vine_factory render`: what would be submitted for one worker."""
+    parser = _parser("render", "Print what would be submitted for one worker of each pool, byte for byte.")
+    parser.add_argument("--pool", help="only this pool")
+    given = parser.parse_args(list(words))
+    from vine_factory.preview import render as show
+    return show(_preview_settings(given), given.pool, bool(given.json))
 
 
-def _parser() -> argparse.ArgumentParser:
+def check(words: Sequence[str]) -> int:
+    """`vine_factory check`: is the configuration right, and would the batch systems take its jobs?"""
+    parser = _parser("check", "Show the effective settings with their origins, and test all that can be tested without "
+                     "running anything. Exit status: 0 all is well, 1 something is not, 2 wrong settings.")
+    parser.add_argument("--pool", help="only this pool")
+    parser.add_argument("--offline", action="store_true", help="do not ask the batch systems")
+    given = parser.parse_args(list(words))
+    from vine_factory.check import check as show
+    return show(_preview_settings(given), given.pool, bool(given.json), offline=given.offline)
+
+
+def _preview_settings(given: argparse.Namespace) -> Settings:
+    return builder(given)(config.read_file(Path(given.config_file)) if given.config_file else FileValues())
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status, "check": check, "render": render}
+
+
+_RUN = ("Keep as many workers running as managers can use. With no manager named, all of the user's own managers are "
+        "served.")
+
+
+def _parser(command: str = "run", description: str = _RUN) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vine_factory", allow_abbrev=False,
-        usage="vine_factory [run] --batch TYPE [options] [host port | host:port]",
-        description="Keep as many workers running as managers can use. With no manager named, all of the user's own "
-                    "managers are served.", epilog="sub-commands: " + ", ".join(sorted(COMMANDS)))
+        prog=f"vine_factory {command}" if command != "run" else "vine_factory", allow_abbrev=False,
+        usage=f"vine_factory {'[run]' if command == 'run' else command} [-C FILE] [--batch TYPE] [options] "
+              "[host port | host:port]", description=description,
+        epilog="sub-commands: " + ", ".join(sorted(COMMANDS)) if command == "run" else None)
     parser.add_argument("manager", nargs="*", metavar="host port")
     parser.add_argument("-v", "--version", action="version", version=f"vine_factory {__version__}")
     parser.add_argument("-C", "--config-file", metavar="FILE",

@@ -23,12 +23,12 @@ _MAX_FACTORIES = 1000  # of one user, for one target, on one machine
 
 
 class Home(NamedTuple):
-    """A locked place. ``lock`` is held while the file object lives."""
+    """A place. ``lock`` is held while the file object lives; None: only looked at."""
 
     name: str
     factory_id: str
     directory: Path
-    lock: IO[str]
+    lock: IO[str] | None
 
 
 def claim(state_directory: Path, scratch: str, name: str, batch: str, target: str) -> Home:
@@ -42,11 +42,10 @@ def claim(state_directory: Path, scratch: str, name: str, batch: str, target: st
     """
     host = _UNSAFE.sub("-", socket.gethostname())
     if name or scratch:
-        final = name or plain_name(f"{batch}-{target}")
-        directory = Path(scratch).absolute() if scratch else state_directory / "factory" / host / plain_name(final)
-        home = _lock(final, directory, host)
+        wanted = locate(state_directory, scratch, name, batch, target)
+        home = _lock(wanted.name, wanted.directory, host)
         if home is None:
-            raise ConfigError(f"another factory is running in {directory}",
+            raise ConfigError(f"another factory is running in {wanted.directory}",
                               hint="end it, or give this one another --factory-name or --scratch-dir")
         return home
     base = plain_name(f"{batch}-{target}")
@@ -56,6 +55,14 @@ def claim(state_directory: Path, scratch: str, name: str, batch: str, target: st
         if home is not None:
             return home
     raise ConfigError(f"{_MAX_FACTORIES} factories for {target} are running", hint="end some")
+
+
+def locate(state_directory: Path, scratch: str, name: str, batch: str, target: str) -> Home:
+    """The place `claim` would take if no other factory ran, not locked and not made."""
+    host = _UNSAFE.sub("-", socket.gethostname())
+    final = name or plain_name(f"{batch}-{target}")
+    directory = Path(scratch).absolute() if scratch else state_directory / "factory" / host / plain_name(final)
+    return Home(final, _identity(final, directory, host), directory, None)
 
 
 def plain_name(text: str) -> str:
@@ -78,5 +85,9 @@ def _lock(name: str, directory: Path, host: str) -> Home | None:
     except BlockingIOError:
         lock.close()
         return None
+    return Home(name, _identity(name, directory, host), directory, lock)
+
+
+def _identity(name: str, directory: Path, host: str) -> str:
     place = f"{host}:{os.getuid()}:{os.path.realpath(directory)}"
-    return Home(name, f"{plain_name(name)}.{hashlib.sha256(place.encode()).hexdigest()[:10]}", directory, lock)
+    return f"{plain_name(name)}.{hashlib.sha256(place.encode()).hexdigest()[:10]}"

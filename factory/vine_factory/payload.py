@@ -95,7 +95,9 @@ class Payload:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._directory / f".{os.getpid()}.pyz"
         try:
-            run([sys.executable, "-m", _BUILDER, str(fresh)], timeout_s=defaults.TOOL_TIMEOUT_S)
+            done = run([sys.executable, "-m", _BUILDER, str(fresh)], timeout_s=defaults.TOOL_TIMEOUT_S)
+            if done.status != 0:
+                raise ConfigError(done.said)
             digest = hashlib.sha256(fresh.read_bytes()).hexdigest()[:_DIGEST_CHARS]
             place = self._directory / digest
             place.mkdir(exist_ok=True, mode=0o700)

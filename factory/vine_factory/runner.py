@@ -346,7 +346,8 @@ class Runner:
         self._pools.close(_CLOSE_S)
         self._journal.close()
         self._state_path.unlink(missing_ok=True)
-        self._home.lock.close()
+        if self._home.lock is not None:
+            self._home.lock.close()
 
 
 def _known_pools(rows: Sequence[JobRow], settings: Settings) -> tuple[list[JobRow], Counter[str]]:

@@ -45,7 +45,7 @@ def start(build: Callable[[FileValues], Settings], path: Path | None, *, as_json
         config.then(lambda changed: finished(home.name, changed))
     let_workers_import()
     log = Log(sys.stderr, as_json)
-    runner = Runner(named, home, Payload(home.directory, state, secret).delivery, _look, secret, log,
+    runner = Runner(named, home, Payload(home.directory, state, secret).delivery, look, secret, log,
                     statefile.directory(state) / f"{home.factory_id}.json", config)
     now = runner.clock()
     for text in settings.notes:
@@ -72,7 +72,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path)) if path else ""
 
 
-def _look(settings: Settings) -> list[discovery.Found]:
+def look(settings: Settings) -> list[discovery.Found]:
+    """The managers to serve.
+
+    Raises:
+        OSError, VineError: nothing is known.
+    """
     if settings.target.host:
         return discovery.fixed(settings.target, settings.ssl)
     return discovery.advertised(settings.target.regex)

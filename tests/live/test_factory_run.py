@@ -340,6 +340,48 @@ def test_the_configuration_is_read_again_and_a_broken_edit_changes_nothing(bed: 
     wait(lambda: len(bed.workers()) == 2, "two workers")
 
 
+def test_pools_appear_and_disappear_while_running_and_the_removed_ones_workers_leave(
+        bed: Bed, manager: StandInManager) -> None:
+    manager.jobs = lambda: list(bed.workers())
+    site = bed.path / "site.toml"
+    site.write_text("retire-after = 0.5\n[pool.a]\nmin-workers = 2\nmax-workers = 2\n")
+    factory = bed.factory("-C", site, f"localhost:{manager.port}")
+    wait(lambda: len(bed.workers()) == 2, "the workers of the first pool")
+    before = bed.workers()
+    replacement = bed.path / "site.new"
+    replacement.write_text("retire-after = 0.5\n[pool.b]\nmin-workers = 1\nmax-workers = 1\n")
+    replacement.replace(site)
+    wait(lambda: len(bed.workers()) == 1 and not before.keys() & bed.workers().keys(), "only the second pool's")
+    wait(lambda: [pool["name"] for state in bed.status() for pool in state["pools"]] == ["b"], "the first is forgotten")
+    factory.send_signal(signal.SIGTERM)
+    assert factory.wait(PATIENCE_S) == 0
+    assert bed.workers() == {}
+
+
+def test_two_pools_of_a_site_file_get_workers_of_their_own_shape(bed: Bed) -> None:
+    site = bed.path / "site.toml"
+    site.write_text("[pool.small]\nmin-workers = 2\nmax-workers = 2\ncores = 1\nenv = { A = 'b c' }\n"
+                    "[pool.big]\nmin-workers = 1\nmax-workers = 1\ncores = 8\nwalltime = '1h'\n")
+    bed.factory("-C", site, "localhost:1")
+    started = bed.path / "started"
+    lines = wait(lambda: started.exists() and len(text := started.read_text().splitlines()) == 3 and text, "three")
+    assert sorted("--cores 8 --wall-time 3300" in line for line in lines) == [False, False, True]
+    assert sorted("--cores 1 " in line for line in lines) == [False, True, True]
+
+
+def test_a_journal_with_a_pool_that_is_no_longer_configured_is_no_obstacle(bed: Bed) -> None:
+    site = bed.path / "site.toml"
+    site.write_text("[pool.a]\nmin-workers = 1\nmax-workers = 1\n")
+    first = bed.factory("-C", site, "localhost:1")
+    wait(lambda: len(bed.workers()) == 1, "a worker")
+    first.kill()
+    first.wait()
+    site.write_text("[pool.b]\nmin-workers = 1\nmax-workers = 1\n")
+    bed.factory("-C", site, "localhost:1")
+    wait(lambda: len(bed.workers()) == 2, "one more")
+    assert "a: 1 workers of an earlier run are left alone" in bed.log()
+
+
 def test_status_tells_what_runs_and_why(bed: Bed) -> None:
     bed.factory("--min", 1, "--max", 1, "localhost:1")
     wait(lambda: len(bed.workers()) == 1, "a worker")

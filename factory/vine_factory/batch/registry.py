@@ -36,6 +36,7 @@ class Driver(NamedTuple):
         deliver: how the worker gets to the job when nothing is said.
         period_s: pass period when nothing is said.
         settles_s: how long after an unanswered submission jobs may still show up.
+        transfers: can send files with a job.
         preset: options that the name of an alias stands for.
     """
 
@@ -46,6 +47,7 @@ class Driver(NamedTuple):
     deliver: str = SHARED
     period_s: float = defaults.BATCH_PERIOD_S
     settles_s: float = defaults.BATCH_SETTLES_S
+    transfers: bool = False
     preset: Mapping[str, object] = {}
 
     @property
@@ -58,7 +60,7 @@ _COMMAND = Driver("a batch system driven by its commands", "command", "CommandBa
 DRIVERS: dict[str, Driver] = {
     "local": Driver("processes of this machine", "local", "LocalBatch", "", SHARED, defaults.LOCAL_PERIOD_S,
                     defaults.LOCAL_SETTLES_S),
-    "condor": Driver("HTCondor", "condor", "CondorBatch", "condor_options", TRANSFER),
+    "condor": Driver("HTCondor", "condor", "CondorBatch", "condor_options", TRANSFER, transfers=True),
     "slurm": Driver("Slurm", "slurm", "SlurmBatch", "slurm_options"),
     "drmaa": Driver("a batch system with a DRMAA library", "drmaa", "DrmaaBatch", "drmaa_options"),
     "command": _COMMAND,
@@ -89,9 +91,9 @@ def canonical(name: str) -> str:
     if found in DRIVERS:
         return found
     if name in NOT_HERE:
-        raise ConfigError(f"batch system {name!r}: {NOT_HERE[name]}", hint="one of: " + ", ".join(usable()))
+        raise ConfigError(f"batch system {name!r}: {NOT_HERE[name]}", hint="one of: " + ", ".join(DRIVERS))
     raise ConfigError(f"batch system {name!r} is not known" if name else "no batch system is named",
-                      hint="give one: " + nearest_hint(name, usable()))
+                      hint="give one: " + nearest_hint(name, DRIVERS))
 
 
 def require(name: str) -> None:

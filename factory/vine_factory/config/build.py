@@ -42,6 +42,7 @@ def build(command_line: Mapping[str, Sourced], file: FileValues, *, host: str, p
     pools = tuple(_Pool(table, file, values, sourced, machine).settings() for table in tables)
     _check_defaults(file.defaults)
     period = _float(values, "factory-period") or min(registry.DRIVERS[pool.batch].period_s for pool in pools)
+    sourced["factory-period"] = values["factory-period"]._replace(value=period)
     return Settings(
         factory_name=_str(values, "factory-name"), target=Target(host, port, "" if host else regex or EVERYBODY),
         pools=pools, period_s=period, factory_timeout_s=_float(values, "factory-timeout"),
@@ -87,6 +88,9 @@ class _Pool:
         asked = self._asked()
         env = self._env()
         deliver = self._str("deliver", self._driver.deliver)
+        if deliver == registry.TRANSFER and not self._driver.transfers:
+            raise ConfigError(f"{self._at()}deliver = {deliver!r}: {self._driver.title} sends no files with a job",
+                              hint='expected "shared"')
         per_job = self._int("workers-per-job", 1)
         if per_job > 1 and self._batch == "local":
             raise ConfigError(f"{self._at()}workers-per-job = {per_job}: a local job is one worker")
@@ -156,6 +160,8 @@ class _Pool:
             default = (1, cores * defaults.MEMORY_PER_CORE_MB, cores * defaults.DISK_PER_CORE_MB)
         cores, memory, disk = (self._int(key, size) or -1
                                for key, size in zip(("cores", "memory", "disk"), default, strict=True))
+        for key, size in (("cores", cores), ("memory", memory), ("disk", disk)):
+            self._settle(key, size)
         return Resources(cores, memory, disk, self._int("gpus", -1))
 
     def _min_max(self) -> tuple[int, int]:
@@ -175,7 +181,14 @@ class _Pool:
                 raise ConfigError(f"{self._at()}min-workers {minimum} is larger than max-workers {maximum}",
                                   hint="swap them?")
             minimum = maximum  # the published rule for configuration files
+        self._settle("min-workers", minimum)
+        self._settle("max-workers", maximum)
         return minimum, maximum
+
+    def _settle(self, key: str, value: object) -> None:
+        """Show what a value that nobody gave has become."""
+        name = f"{self._prefix}.{key}" if self._in_file else FROM_FACTORY[key]
+        self._sourced[name] = self._sourced[name]._replace(value=value)
 
     def _env(self) -> dict[str, str]:
         """The factory's variables, then the defaults', then the pool's."""
@@ -203,7 +216,7 @@ class _Pool:
         """Options of the batch system, checked by its own table."""
         merged = system_options(self._batch, self._factory)
         merged.update({key: Sourced(value, f"batch = {self._find('batch').value!r}")
-                       for key, value in self._driver.preset.items()})
+                       for key, value in self._driver.preset.items() if registry.available(self._batch)})
         names = registry.table_names(self._batch)
         for table in (self._common, self._table):
             for system, given in table.systems.items():
