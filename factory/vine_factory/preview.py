@@ -11,9 +11,9 @@ import json
 import socket
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from taskvine_core.errors import ConfigError, VineError
+from taskvine_core.records import NamedTuple
 from taskvine_core.secret import load_secret, state_directory
 from vine_factory.batch import registry
 from vine_factory.batch.base import BatchSystem, JobRequest, JobTag
