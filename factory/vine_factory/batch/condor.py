@@ -50,24 +50,35 @@ class CondorBatch(BatchSystem):
 
     name = "condor"
     settles_s = defaults.BATCH_SETTLES_S
+    place: Place
 
     def __init__(self, place: Place, clock: Callable[[], float] = time.time,
                  timeout_s: float = defaults.TOOL_TIMEOUT_S) -> None:
         self.place = place
-        options = place.options
         self._clock = clock
         self._timeout_s = timeout_s
+        self._calls: Calls | None = None
+        self._book = JobBook()
+        self._asked_at: float | None = None
+        self._unclear_until = float("-inf")
+        _make(place.directory)
+        _make(self._outputs)
+        self._take_options()
+
+    def reconfigure(self, place: Place) -> None:
+        """See `BatchSystem`."""
+        super().reconfigure(place)
+        self.close()
+        self._take_options()
+
+    def _take_options(self) -> None:
+        options = self.place.options
+        self._calls = None
         self._where = Where(str(options["schedd"]), str(options["collector"]))
         self._spool = bool(options["spool"])
         self._interval_s = float(str(options["query-interval"]))
-        self._calls: Calls | None = None
-        self._book = JobBook()
-        _make(place.directory)
-        _make(place.directory / "jobs")
         remote = bool(self._where.schedd or self._where.collector or self._spool)
-        self._logs = None if remote else EventLogs(place.directory)
-        self._asked_at: float | None = None
-        self._unclear_until = float("-inf")
+        self._logs = None if remote else EventLogs(self.place.directory)
 
     def submit_many(self, requests: Sequence[JobRequest]) -> list[SubmitResult]:
         """See `BatchSystem`."""
