@@ -17,8 +17,8 @@ from taskvine_core.constants import VINE_DEFAULT_PORT
 from taskvine_core.errors import StartError, UsageError, UsageTypeError, VineError
 from taskvine_core.logs.logbook import LogBook
 from taskvine_core.logs.rundir import create_run_directory
-from taskvine_core.manager import checks, setup
-from taskvine_core.manager.advert import Advert
+from taskvine_core.manager import checks, metrics, setup
+from taskvine_core.manager.advert import LOOPBACK, Advert
 from taskvine_core.manager.conveniences import ConveniencesMixin
 from taskvine_core.manager.declare import FileTable
 from taskvine_core.manager.events import TaskOutcome
@@ -27,7 +27,7 @@ from taskvine_core.manager.mini_tasks import MiniTaskMixin
 from taskvine_core.manager.policy import PolicyMixin
 from taskvine_core.manager.python_files import PythonFiles
 from taskvine_core.manager.runner import ManagerRunner, RunnerSettings
-from taskvine_core.manager.stats import ManagerStats
+from taskvine_core.manager.stats import FIELDS, ManagerStats
 from taskvine_core.manager.task import Task
 from taskvine_core.secret import INSECURE_SECRET, load_secret
 from taskvine_core.tls import fingerprint
@@ -35,6 +35,7 @@ from taskvine_core.tls import fingerprint
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from taskvine_core.manager.core import ManagerCore
     from taskvine_core.manager.display import StatusDisplay
 
 
@@ -52,11 +53,13 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
             and protected against change, but can be read.
         init_fn: called with the manager once it is ready.
         status_display_interval: show a status table at most so often (s) during wait; None or < 1: never.
+        prometheus_port: serve the statistics at ``/metrics`` of this port, to everybody who can reach it; None: not.
         insecure: no secret: workers and status tools of anybody on this machine may connect with ``--insecure``. Binds
             the loopback address only. For containers and tests without a home.
 
     Raises:
         StartError: (an Exception) it cannot be created: port in use, directory not writable, ...
+        ImportError: ``prometheus_port`` without the package prometheus_client. RuntimeError: that port is in use.
         UsageError, UsageTypeError: an argument is wrong.
     """
 
@@ -65,13 +68,15 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
                  staging_path: str | os.PathLike[str] | None = None,
                  ssl: tuple[str | None, str | None] | bool | None = None,
                  init_fn: Callable[[Self], Any] | None = None,
-                 status_display_interval: float | None = None, *, insecure: bool = False) -> None:
+                 status_display_interval: float | None = None, prometheus_port: int | None = None, *,
+                 insecure: bool = False) -> None:
         ports = setup.port_range(port)
         if name is not None:
             checks.text(name, "name")
         if init_fn is not None and not callable(init_fn):
             raise UsageTypeError(f"init_fn must be callable, not {init_fn!r}")
         display = _display(status_display_interval)
+        metrics.check_port(prometheus_port)
         self._tasks: dict[int, Task] = {}
         self._finished: dict[int, TaskOutcome] = {}
         self._stats = ManagerStats()
@@ -92,6 +97,9 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
         self._home = FileHome(self._runner, str(self._run.staging))
         self._python = PythonFiles(self._home)
         self._refresh_stats()
+        self._metrics_port = prometheus_port
+        if prometheus_port is not None:
+            self._serve_metrics(prometheus_port)
         if name is not None:
             self.update_catalog()
         if init_fn is not None:
@@ -120,6 +128,20 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
             sys.stderr.write("taskvine: insecure: everybody on this machine can give this manager workers\n")
         if not self._peers_possible:
             self._set_peers(False)
+
+    def _serve_metrics(self, port: int) -> None:
+        runner = self._runner   # not self: the server must not keep a manager alive that nobody refers to
+
+        def read(core: ManagerCore, now: float) -> dict[str, float]:
+            core.refresh_stats()
+            return {name: float(getattr(core.books.stats, name)) for name in FIELDS}
+
+        host = LOOPBACK if self._settings.insecure else "0.0.0.0"
+        try:
+            self._shutdown.metrics = metrics.MetricsServer(port, host, lambda: runner.call(read))
+        except RuntimeError:
+            self.close()
+            raise
 
     # ------------------------------------------------------------------ end
 
@@ -151,6 +173,11 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
     def port(self) -> int:
         """The port it listens on."""
         return self._runner.port
+
+    @property
+    def prometheus_port(self) -> int | None:
+        """Where the statistics are served, or None."""
+        return self._metrics_port
 
     @property
     def using_ssl(self) -> bool:

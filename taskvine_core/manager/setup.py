@@ -18,6 +18,7 @@ from taskvine_core.protocol.messages import PeerKey
 
 if TYPE_CHECKING:
     from taskvine_core.manager.advert import Advert
+    from taskvine_core.manager.metrics import MetricsServer
     from taskvine_core.manager.runner import ManagerRunner
 
 MAX_PORT = 65535
@@ -149,11 +150,14 @@ class Shutdown:
         self._advert = advert
         self.exit_workers = exit_workers
         self.own_files: list[str] = []
+        self.metrics: MetricsServer | None = None
         self._pid = os.getpid()
 
     def __call__(self) -> None:
         if os.getpid() != self._pid:
             return  # a forked child ends: the manager is its parent's
+        if self.metrics is not None:
+            self.metrics.close()        # before the runner, which it asks
         try:
             self._runner.close(exit_workers=self.exit_workers)
         finally:
