@@ -13,11 +13,13 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from taskvine_core.errors import SandboxError
 from taskvine_core.records import NamedTuple
+from taskvine_core.worker.encoded import encode_environment
+from taskvine_core.worker.spawn import Spawner
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -25,10 +27,10 @@ SHELL = "/bin/sh"
 #: Linux refuses one argument of 128 KiB or more: longer commands are run from a file.
 MAX_COMMAND_BYTES = 100_000
 COMMAND_NAME = ".taskvine.command"
-#: Ignored by Python; a task expects the defaults.
-_RESTORED = tuple(s for s in (signal.SIGPIPE, getattr(signal, "SIGXFSZ", None)) if s is not None)
 _CHILDREN_READ_BYTES = 1 << 16
 FINISH_POLL_S = 0.005
+#: Plain numbers: what the enumerations of ``signal`` cost at every call shows.
+_SIGKILL = int(signal.SIGKILL)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -52,18 +54,19 @@ class Children:
 
     def __init__(self) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._spawner = Spawner()
         self._mine: set[int] = set()
         self._session = os.getsid(0)
         self._children_fd = -1
         with suppress(OSError):     # old kernel: all of /proc is read instead
             self._children_fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
 
-    def start(self, argv: list[str], cwd: str, env: Mapping[str, str], stdout_fd: int,
+    def start(self, argv: Sequence[str], cwd: str, env: Mapping[str, str] | Sequence[bytes], stdout_fd: int,
               keep: tuple[int, ...] = ()) -> int:
         """Start a process in its own session with stdin empty and stdout and stderr going to ``stdout_fd``.
 
         Args:
+            env: variables, or what ``encode_environment`` made of them.
             keep: descriptors the child inherits under the same number.
 
         Returns: its pid, which is also its process group.
@@ -71,32 +74,29 @@ class Children:
         Raises:
             SandboxError: it cannot be started.
         """
-        actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, self._null, 0),
-                                          (os.POSIX_SPAWN_DUP2, stdout_fd, 1), (os.POSIX_SPAWN_DUP2, stdout_fd, 2)]
-        actions.extend((os.POSIX_SPAWN_DUP2, fd, fd) for fd in keep)
         try:
-            os.chdir(cwd)       # posix_spawn cannot; every path of the worker is absolute, so moving about is harmless
-            pid = os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigdef=_RESTORED)
-        except NotImplementedError:
-            pid = _start_slowly(argv, cwd, env, self._null, stdout_fd, keep)
+            encoded = encode_environment(env) if isinstance(env, Mapping) else env
+            pid = self._spawner.start(argv, cwd, encoded, stdout_fd, keep)
         except (OSError, ValueError) as error:
             raise SandboxError(f"cannot start {argv[0]}: {error}", hint="see the worker's machine") from error
         self._mine.add(pid)
         return pid
 
-    def start_command(self, command: str, cwd: str, env: Mapping[str, str], stdout_fd: int) -> int:
+    def start_command(self, command: str, cwd: str, env: Sequence[bytes], stdout_fd: int) -> int:
         """Run a shell command; see ``start``."""
         if len(command) < MAX_COMMAND_BYTES // 4 or len(os.fsencode(command)) < MAX_COMMAND_BYTES:
-            return self.start([SHELL, "-c", command], cwd, env, stdout_fd)
+            return self.start((SHELL, "-c", command), cwd, env, stdout_fd)
         with open(f"{cwd}/{COMMAND_NAME}", "wb") as file:
             file.write(os.fsencode(command))
-        return self.start([SHELL, COMMAND_NAME], cwd, env, stdout_fd)
+        return self.start((SHELL, COMMAND_NAME), cwd, env, stdout_fd)
 
     @staticmethod
     def kill_group(pid: int) -> None:
         """SIGKILL a whole process group; no error when it is already gone."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+        try:  # noqa: SIM105 - once per task: suppress() costs as much as the call
+            os.killpg(pid, _SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
 
     def reap(self) -> list[Ended]:
         """Every child that has ended, killed with its group; those nobody started here are reaped and left out."""
@@ -166,17 +166,6 @@ class Children:
         if self._children_fd < 0:
             return _children_from_proc()
         return [int(pid) for pid in os.pread(self._children_fd, _CHILDREN_READ_BYTES, 0).split()]
-
-
-def _start_slowly(argv: list[str], cwd: str, env: Mapping[str, str], null_fd: int, stdout_fd: int,
-                  keep: tuple[int, ...]) -> int:
-    """For a C library whose posix_spawn knows no sessions."""
-    import subprocess
-
-    process = subprocess.Popen(argv, cwd=cwd, env=env, stdin=null_fd, stdout=stdout_fd, stderr=stdout_fd,
-                               start_new_session=True, pass_fds=keep)
-    process.returncode = 0      # Popen must not wait for it: reap() does
-    return process.pid
 
 
 def _children_from_proc() -> list[int]:

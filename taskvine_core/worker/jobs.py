@@ -23,7 +23,7 @@ from taskvine_core.protocol.messages import (
 )
 from taskvine_core.worker import events as e
 from taskvine_core.worker.detect import disk_free_mb
-from taskvine_core.worker.pool import Mailbox, Pool
+from taskvine_core.worker.pool import Mailbox, Pool, spared_from_child_signals
 from taskvine_core.worker.store import Store
 
 TYPE_CHECKING = False
@@ -93,7 +93,8 @@ class Jobs:
         self._server = DataServer(secret=self._secret, role="worker", provider=self, max_threads=SERVE_THREADS,
                                   timeout_s=SERVE_TIMEOUT_S)
         self._server.protect(self._served_tls, self._no_peers)
-        self._server.accept_from(self.listener)
+        with spared_from_child_signals():
+            self._server.accept_from(self.listener)
         self.listener = None
 
     def protect(self, key: PeerKey | None) -> None:

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+@contextlib.contextmanager
+def spared_from_child_signals() -> Iterator[None]:
+    """Threads started inside never take a SIGCHLD.
+
+    The loop's thread has it blocked while it starts a process: each child that ends meanwhile would wake another
+    thread for nothing, which then wants the interpreter.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Mailbox:
@@ -56,7 +71,8 @@ class Pool:
             self._jobs.append(job)
             if self._free < len(self._jobs) and self._threads < self._max_threads:
                 self._threads += 1
-                threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+                with spared_from_child_signals():
+                    threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
             self._lock.notify()
 
     def _work(self) -> None:

@@ -23,6 +23,7 @@ from taskvine_core.worker import events as e
 from taskvine_core.worker.children import Children, memory_of, sandbox_of, share_mb
 from taskvine_core.worker.core import WorkerCore
 from taskvine_core.worker.detect import disk_free_mb
+from taskvine_core.worker.encoded import Environments
 from taskvine_core.worker.environment import device_names, task_environment
 from taskvine_core.worker.finder import Finder
 from taskvine_core.worker.jobs import DISK_MARGIN_MB, Jobs
@@ -43,6 +44,9 @@ WATCH_BYTES = 1 << 20
 #: Longest time the loop sleeps: bounds the damage of any wake-up that should have come and did not.
 MAX_SLEEP_S = 30.0
 WAKE_BYTES = 4096
+#: A disk with so much room is not asked before every task, but after this time.
+DISK_PLENTY_MB = 1024
+DISK_CHECK_S = 0.1
 #: How long the last messages may take to leave when the worker goes.
 LAST_WORDS_S = 2.0
 EVENTS_PER_TURN = 64
@@ -102,6 +106,7 @@ class Runner:
         self._say = say
         self._children = Children()
         self._boxes = Sandboxes(root, store)
+        self._environments = Environments(settings.base_env)
         self._disk_pool = Pool("disk", 2)
         self._active: dict[int, Active] = {}
         self._run_of_pid: dict[int, int] = {}
@@ -109,18 +114,21 @@ class Runner:
         self._link: Link | None = None
         self._outbox: list[Message] = []
         self._held_since = 0.0
+        self._urgent = False                # the outbox holds more than ends of tasks
         self._events: deque[e.Event] = deque()
+        self._to_collect: deque[e.Collect] = deque()
         self._exit: e.Exit | None = None
         self._epoll = select.epoll()
         self._sources: dict[int, Callable[[int], None]] = {}
         self._link_mask = 0
         self._last_trouble = ""
+        self._disk_check_at = 0.0
         self._warm = Warm(self._children, root, settings.base_env, self._watch_interpreter, self._forget_source)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: deque[int] = deque()
         self._actions: dict[type, Callable[[Any], None]] = {
             e.Send: self._send, e.SendReport: self._send_report, e.StartRun: self._start_run, e.KillRun: self._kill_run,
-            e.Collect: self._collect, e.DropRun: self._drop_run, e.StoreInline: self._store_inline,
+            e.Collect: self._collect_later, e.DropRun: self._drop_run, e.StoreInline: self._store_inline,
             e.StartFetch: jobs.start_fetch, e.CancelFetch: lambda a: jobs.cancel_fetch(a.job), e.Commit: self._commit,
             e.Discard: lambda a: store.discard(store.transfer_path(a.serial)), e.RemoveObjects: self._remove_objects,
             e.Relevel: lambda a: store.relevel(a.name, a.level), e.StartUpload: jobs.start_upload,
@@ -170,7 +178,12 @@ class Runner:
 
     def _digest(self) -> None:
         handle, actions, events, debug = self._core.handle, self._actions, self._events, self._settings.debug
-        while events and self._exit is None:
+        while self._exit is None:
+            if not events:
+                if not self._to_collect:
+                    return
+                self._collect_next()
+                continue
             event = events.popleft()
             if debug is not None:
                 debug(event)
@@ -309,7 +322,7 @@ class Runner:
             self._link.close()
             self._link = None
         self._outbox.clear()
-        self._held_since = 0.0
+        self._held_since, self._urgent = 0.0, False
 
     def _disconnect(self, action: e.Disconnect) -> None:
         self._flush()
@@ -319,17 +332,21 @@ class Runner:
             self._say(f"disconnected from manager {host}:{port}: {action.reason}")
 
     def _send(self, action: e.Send) -> None:
-        self._outbox.append(action.message)
+        message = action.message
+        self._outbox.append(message)
+        if type(message) is not m.TaskDone:
+            self._urgent = True
 
     def _send_report(self, action: e.SendReport) -> None:
         self._outbox.append(m.ResourceReport(action.total, action.cache_mb, disk_free_mb(self._root)))
+        self._urgent = True
 
     def _flush(self) -> None:
         """One write for everything this turn had to say."""
         if not self._outbox or self._hold_reports():
             return
         messages, self._outbox = self._outbox, []
-        self._held_since = 0.0
+        self._held_since, self._urgent = 0.0, False
         link = self._link
         if link is None or not link.established:
             return                  # about a manager that is gone
@@ -346,7 +363,7 @@ class Runner:
         runs = self._core.runs
         if runs.waiting <= len(runs.active) or len(self._outbox) >= HOLD_REPORTS_MAX or self._exit is not None:
             return False
-        if any(type(message) is not m.TaskDone for message in self._outbox):
+        if self._urgent:
             return False
         now = self._now()
         if not self._held_since:
@@ -383,7 +400,12 @@ class Runner:
 
     def _check_disk(self) -> None:
         """On a full disk what a task writes is lost, often without a failure: it should run elsewhere, or later."""
+        now = self._now()
+        if now < self._disk_check_at:
+            return
         free_mb = disk_free_mb(self._root)
+        if free_mb > DISK_PLENTY_MB:
+            self._disk_check_at = now + DISK_CHECK_S
         if free_mb < DISK_MARGIN_MB:
             raise DiskFullError(f"only {free_mb} MB are free on the worker's disk, a task needs {DISK_MARGIN_MB}",
                                 hint="free space where the worker's workspace is")
@@ -396,17 +418,18 @@ class Runner:
 
     def _spawn(self, action: e.StartRun, box: Sandbox) -> Active:
         spec = action.spec
-        env = task_environment(self._settings.base_env, spec, action.allocation,
-                               device_names(action.gpus, self._settings.gpu_devices), box.path)
+        devices = device_names(action.gpus, self._settings.gpu_devices)
         command = spec.command
         if spec.kind == KIND_PYTHON:
             if not (spec.interpreter or spec.command or self._settings.task_wrapper):
+                env = task_environment(self._settings.base_env, spec, action.allocation, devices, box.path)
                 interpreter = self._warm.submit(action.run, spec, box.path, env, self._store.path_of)
                 return Active(box, 0, interpreter, action)
             command = self._warm.once_command(spec, box.path, self._store.path_of)
         if self._settings.task_wrapper:
             command = f"{self._settings.task_wrapper} {command}"
-        pid = self._children.start_command(command, box.path, env, box.stdout_fd)
+        encoded = self._environments.encoded(spec, action.allocation, devices, box.path)
+        pid = self._children.start_command(command, box.path, encoded, box.stdout_fd)
         self._run_of_pid[pid] = action.run
         return Active(box, pid, None, action)
 
@@ -473,10 +496,15 @@ class Runner:
 
     # ------------------------------------------------------------------------------------------- outputs
 
-    def _collect(self, action: e.Collect) -> None:
+    def _collect_later(self, action: e.Collect) -> None:
+        """Outputs wait until nothing can be started any more: what is started runs meanwhile."""
+        self._to_collect.append(action)
+
+    def _collect_next(self) -> None:
+        action = self._to_collect.popleft()
         active = self._active[action.run]
         if self._boxes.is_large(active.box, action.outputs):
-            self._disk_pool.submit(lambda: self._collect_later(action, active.box))
+            self._disk_pool.submit(lambda: self._collect_in_thread(action, active.box))
         else:
             self._events.append(self._collected(action, active.box))
             self._finish_run(action.run)
@@ -485,7 +513,7 @@ class Runner:
         active = self._active.pop(run)
         self._boxes.drop(active.box)
 
-    def _collect_later(self, action: e.Collect, box: Sandbox) -> None:
+    def _collect_in_thread(self, action: e.Collect, box: Sandbox) -> None:
         try:
             event = self._collected(action, box)
         except Exception as error:      # in a thread: whatever goes wrong, the task must be answered

@@ -81,6 +81,7 @@ class RunTable:
         self.of_task: dict[int, Run] = {}
         self._startable: dict[int, Run] = {}   # insertion-ordered by run number = order of arrival
         self._sorted = True
+        self._full = False                     # the oldest startable run had no room when it was last looked at
         self.active: dict[int, Run] = {}       # holding an allocation
 
     def add(self, run: Run) -> None:
@@ -95,7 +96,7 @@ class RunTable:
         run.missing_inputs -= 1
         if not run.missing_inputs and run.state == QUEUED:
             self._startable[run.number] = run
-            self._sorted = False
+            self._sorted = self._full = False
 
     def next_to_start(self) -> Run | None:
         """The oldest run whose inputs are READY, when its allocation is free.
@@ -103,13 +104,14 @@ class RunTable:
         The oldest one blocks younger ones while it waits for room: otherwise a stream of small tasks would keep a
         large one waiting for ever.
         """
-        if not self._startable:
+        if self._full or not self._startable:
             return None
         if not self._sorted:
             self._startable = dict(sorted(self._startable.items()))
             self._sorted = True
         run = next(iter(self._startable.values()))
         if not self.in_use.plus(run.allocation).fits_in(self.total):
+            self._full = True
             return None
         del self._startable[run.number]
         return run
@@ -127,7 +129,7 @@ class RunTable:
     def unhold(self, run: Run) -> None:
         """Return the allocation; safe to call twice."""
         if run.holds:
-            run.holds = False
+            run.holds = self._full = False
             del self.active[run.number]
             self.in_use = self.in_use.minus(run.allocation)
 
@@ -136,7 +138,8 @@ class RunTable:
 
     def forget(self, run: Run) -> None:
         """The run is DONE, or KILLED and nobody may ask for it again."""
-        self._startable.pop(run.number, None)
+        if self._startable.pop(run.number, None) is not None:
+            self._full = False
         self.unhold(run)
         self.runs.pop(run.number, None)
         self.unname(run)

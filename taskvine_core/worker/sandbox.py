@@ -5,7 +5,8 @@ Owns the layout of a sandbox and the rule that nothing is read or written outsid
 Small files are copied, so that a task may write to what it was given; large ones are read-only hard links to the cache.
 
 A directory that a run left as clean as it was made serves the next one: making and deleting the inodes costs ten
-times more than looking (ext4).
+times more than looking (ext4). Where nothing was made, renamed or removed since the last look, the directory's time of
+change says so; only otherwise its entries are read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 
 from taskvine_core.constants import VINE_CACHE_LEVEL_TASK, VINE_MOUNT_MKDIR, VINE_MOUNT_SYMLINK
 from taskvine_core.dataplane.objects import ObjectInfo, hash_object
@@ -40,6 +42,11 @@ COPIES_MAX_BYTES = 16 << 20
 COPIES_MAX_FILES = 1000
 #: What a task may do with its copy whatever the mode of the original says (reference: owner may read and write).
 OWNER_MODE = 0o600
+#: Once a directory was found clean so long after its time of change, every later change shows in that time: kernels
+#: count it in steps of up to 10 ms.
+CHANGE_STEP_S = 0.02
+#: A time of change that is a multiple of this comes from a file system that counts in coarser steps.
+COARSE_STEP_NS = 1_000_000
 CUT_NOTICE = b"\n[taskvine: standard output was cut here: %d of %d bytes kept]\n"
 _STDOUT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
 _UNLINKABLE = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP)
@@ -56,17 +63,21 @@ class InputLost(SandboxError):
 class Sandbox:
     """A directory, its open stdout, and what was put into it."""
 
-    __slots__ = ("copied_bytes", "copied_files", "inode", "linked", "mode", "path", "reusable", "stdout_fd",
-                 "stdout_inode")
+    __slots__ = ("changed_at", "changed_ns", "copied_bytes", "copied_files", "inode", "linked", "mode", "path",
+                 "reusable", "settled", "stdout_fd", "stdout_inode", "tmp")
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.tmp = f"{path}/{TMP_NAME}"
+        self.changed_ns = (0, 0)        # times of change of the two directories, when they were last seen to differ
+        self.changed_at = 0.0           # when that was
+        self.settled = False            # clean as long as these times stay
         self.linked: list[str] = []     # inputs, links and copies, to be removed
         self.copied_bytes = 0
         self.copied_files = 0
         self.reusable = True
         os.mkdir(path)
-        os.mkdir(f"{path}/{TMP_NAME}")
+        os.mkdir(self.tmp)
         self.stdout_fd = os.open(f"{path}/{STDOUT_NAME}", _STDOUT_FLAGS, 0o644)
         self.stdout_inode = os.fstat(self.stdout_fd).st_ino
         status = os.stat(path)
@@ -80,6 +91,40 @@ class Sandbox:
         self.copied_bytes += size
         self.copied_files += 1
         return True
+
+
+    @property
+    def stdout_bytes(self) -> int:
+        """How much was written. The descriptor appends and is read by offset: its position is nobody's."""
+        return os.lseek(self.stdout_fd, 0, os.SEEK_END)
+
+    def clean(self) -> bool:
+        """Remove the inputs and empty the standard output; False when anything else is not as it was made."""
+        for path in self.linked:
+            os.unlink(path)
+        status, tmp = os.lstat(self.path), os.lstat(self.tmp)
+        if status.st_ino != self.inode or status.st_mode != self.mode or tmp.st_mode != self.mode:
+            return False
+        now = time.monotonic()
+        changed_ns = (status.st_ctime_ns, tmp.st_ctime_ns)
+        if changed_ns != self.changed_ns:
+            self.changed_ns, self.changed_at, self.settled = changed_ns, now, False
+        if not self.settled:
+            if not self._looks_clean():
+                return False
+            fine = all(ns % COARSE_STEP_NS for ns in changed_ns)
+            self.settled = fine and now - self.changed_at > CHANGE_STEP_S
+        if self.stdout_bytes:
+            os.ftruncate(self.stdout_fd, 0)
+        self.linked.clear()
+        self.copied_bytes = self.copied_files = 0
+        return True
+
+    def _looks_clean(self) -> bool:
+        if len(os.listdir(self.path)) != 2 or os.listdir(self.tmp):
+            return False
+        out = os.lstat(f"{self.path}/{STDOUT_NAME}")
+        return out.st_ino == self.stdout_inode and stat.S_ISREG(out.st_mode)
 
 
 class Stdout(NamedTuple):
@@ -165,7 +210,7 @@ class Sandboxes:
 
     def is_large(self, box: Sandbox, orders: tuple[OutputOrder, ...]) -> bool:
         """Would collecting these take so long that a thread should do it?"""
-        if os.fstat(box.stdout_fd).st_size > COLLECT_INLINE_BYTES:
+        if box.stdout_bytes > COLLECT_INLINE_BYTES:
             return True
         total = 0
         for order in orders:
@@ -221,12 +266,12 @@ class Sandboxes:
             VineError: it cannot be stored.
         """
         fd = box.stdout_fd
-        size = os.fstat(fd).st_size
+        size = box.stdout_bytes
         cut = size > max_bytes
         if cut:
             os.ftruncate(fd, max_bytes)
             os.write(fd, CUT_NOTICE % (max_bytes, size))
-            size = os.fstat(fd).st_size
+            size = box.stdout_bytes
         if size <= INLINE_MAX_BYTES:
             return Stdout(os.pread(fd, size, 0) if size else b"", size, "", cut)
         box.reusable = False
@@ -243,33 +288,16 @@ class Sandboxes:
 
     def drop(self, box: Sandbox) -> None:
         """Use the directory again when it is clean, else delete it in the background."""
-        few = box.reusable and len(box.linked) <= CLEAN_MAX_INPUTS
-        if few and len(self._spare) < SPARE_MAX and self._cleaned(box):
-            self._spare.append(box)
-            return
+        few = len(box.linked) <= CLEAN_MAX_INPUTS
+        if box.reusable and few and len(self._spare) < SPARE_MAX:
+            try:
+                if box.clean():
+                    self._spare.append(box)
+                    return
+            except OSError:
+                pass                # the task moved things about
         os.close(box.stdout_fd)
         self._store.discard(box.path)
-
-    def _cleaned(self, box: Sandbox) -> bool:
-        try:
-            for path in box.linked:
-                os.unlink(path)
-            box.linked.clear()
-            box.copied_bytes = box.copied_files = 0
-            path = box.path
-            status = os.lstat(path)
-            if (status.st_ino != box.inode or status.st_mode != box.mode or len(os.listdir(path)) != 2
-                    or os.listdir(f"{path}/{TMP_NAME}")
-                    or os.lstat(f"{path}/{TMP_NAME}").st_mode != box.mode):
-                return False
-            out = os.lstat(f"{path}/{STDOUT_NAME}")
-            if out.st_ino != box.stdout_inode or not stat.S_ISREG(out.st_mode):
-                return False
-            if out.st_size:
-                os.ftruncate(box.stdout_fd, 0)
-        except OSError:
-            return False        # the task moved things about
-        return True
 
 
 def make_directories(box: Sandbox, relative: str) -> None:
