@@ -29,6 +29,9 @@ from taskvine_core.protocol.handshake import ACCEPTED, ROLE_CODES  # noqa: E402
 from taskvine_core.protocol.messages import NUMBERS  # noqa: E402
 from taskvine_core.worker import machines, options  # noqa: E402
 from vine_factory import config, jobs  # noqa: E402
+from vine_factory.batch import registry  # noqa: E402
+from vine_factory.batch.schema import allowed  # noqa: E402
+from vine_factory.preview import shown_value  # noqa: E402
 
 #: Unit suffixes of tuning attributes, and how they are written in a table.
 TUNING_UNITS = {"": "", "_s": "s", "_mb_s": "MB/s", "_bytes": "bytes"}
@@ -173,6 +176,35 @@ WITHOUT_EFFECT = {
 }
 
 
+def batch_systems() -> str:
+    """Batch systems whose drivers are there, with what is assumed of them when nothing is said."""
+    names: dict[str, list[str]] = {name: [name] for name in registry.usable()}
+    for alias, name in registry.ALIASES.items():
+        names.get(name, []).append(alias)
+    return table(("`batch`", "", "worker and key", "managers are found by", "pass every", "its options"), [
+        (", ".join(f"`{one}`" for one in known), (driver := registry.DRIVERS[name]).title, driver.deliver,
+         registry.MANAGERS[driver.deliver], f"{driver.period_s:g} s",
+         f"`[pool.NAME.{driver.table}]`" if driver.options else "none") for name, known in names.items()])
+
+
+def pool_options() -> str:
+    """What a pool's table may have, with the values that are allowed."""
+    return table(("key", "value", "meaning"), [(f"`{option.key}`", allowed(option), option.help)
+                                               for option in config.POOL_OPTIONS])
+
+
+def condor_options() -> str:
+    """The table of options of HTCondor pools."""
+    return system_options("condor")
+
+
+def system_options(name: str) -> str:
+    """The table of options of one batch system."""
+    return table(("key", "value", "default", "meaning"), [
+        (f"`{option.key}`", allowed(option), shown_value(option.default) if option.default not in (None, "", (), {})
+         else "", option.help) for option in registry.options_of(name)])
+
+
 def tuning() -> str:
     """Names that ``Manager.tune`` takes, their defaults, and whether anything reads them."""
     code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "taskvine_core").rglob("*.py"))
@@ -202,6 +234,9 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "roles": roles,
     "worker-options": worker_options,
     "factory-options": factory_options,
+    "batch-systems": batch_systems,
+    "pool-options": pool_options,
+    "condor-options": condor_options,
     "tuning": tuning,
 }
 

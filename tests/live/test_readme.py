@@ -111,38 +111,30 @@ def test_one_factory_serves_a_manager_that_it_finds_by_name(home: Path) -> None:
     assert {str(i) for i in range(20)} <= set(said.split())
 
 
-@pytest.mark.parametrize("system", ["sbatch", "condor_submit"])
-def test_the_one_file_worker_serves_through_the_batch_commands_shown(home: Path, port: str, system: str) -> None:
-    """With stand-ins for the batch systems that run one job at once: the job's command line is what is tested."""
+def test_the_one_file_worker_serves_through_the_batch_command_shown(home: Path, port: str) -> None:
+    """With a stand-in for the batch system that runs one job at once: the job's command line is what is tested."""
     (home / "quickstart.py").write_text(block("python", QUICKSTART).replace(PUBLISHED_PORT, port))
-    (home / "workers.sub").write_text(block("condor", "executable").replace(PUBLISHED_PORT, port))
-    stand_ins(home / "bin")
+    stand_in(home / "bin")
     script = "python quickstart.py &\n"
     script += "for i in $(seq 100); do test -e ~/.local/state/taskvine/secret && break; sleep 0.1; done\n"
     script += block("sh", "taskvine_core.worker.zipapp")
-    if system == "sbatch":
-        script += block("sh", "sbatch --array").replace(PUBLISHED_PORT, port)
-    else:
-        script += re.findall(r"`(condor_submit manager=[^`]*)`", README)[0] + "\n"
+    script += block("sh", "sbatch --array").replace(PUBLISHED_PORT, port)
     said = shell(f"PATH=$HOME/bin:$PATH\nhostname() {{ echo localhost; }}\n{script}\nwait\n", home)
     assert "grep house text.txt | wc -l: 2" in said
 
 
-def stand_ins(folder: Path) -> None:
-    """A `sbatch` and a `condor_submit` that start one job in the background with the host's plain Python."""
+def test_the_site_file_named_in_the_readme_is_there() -> None:
+    (named,) = set(re.findall(r"vine_factory .*-C (\S+)", block("sh", "vine_factory check")))
+    assert (ROOT / named).is_file()
+
+
+def stand_in(folder: Path) -> None:
+    """A `sbatch` that starts one job in the background with the host's plain Python."""
     folder.mkdir()
     python = 'python3() { env -u PYTHONPATH -i HOME="$HOME" PATH=/usr/local/bin:/usr/bin:/bin "$REAL" -S "$@"; }\n'
     real = f"REAL={sys.base_prefix}/bin/python3\n"
     (folder / "sbatch").write_text(f"#!/usr/bin/env bash\n{real}{python}eval \"${{@: -1}} --single-shot\" &\n")
-    (folder / "condor_submit").write_text(
-        f"#!/usr/bin/env bash\n{real}{python}"
-        "manager=${1#manager=}\n"
-        "line=$(sed -n 's/^arguments = //p' \"$2\")\n"
-        "grep -q '^executable = /usr/bin/python3$' \"$2\"\n"
-        'eval "python3 ${line//\\$(manager)/$manager} --single-shot" &\n'
-    )
-    for path in folder.iterdir():
-        path.chmod(0o755)
+    (folder / "sbatch").chmod(0o755)
 
 
 @pytest.mark.parametrize("name", ["quickstart.py", "wordcount.py"])
@@ -162,9 +154,10 @@ def test_every_block_is_run_or_says_why_not() -> None:
     run = [QUICKSTART, FUNCTIONS, NAMED]
     assert len(blocks("python")) == len(run) and all(block("python", phrase) for phrase in run)
     run = ["python quickstart.py", "python named.py", "taskvine_core.worker.zipapp", "sbatch --array"]
+    run.append("vine_factory check")  # needs an HTCondor: tests/unit/test_site_configs.py checks its file offline
     assert "`vine_status`" in README and "`vine_status --tasks`" in README
     assert len(blocks("sh")) == len(run) and all(block("sh", phrase) for phrase in run)
-    known = {"python", "sh", "condor", ""}
+    known = {"python", "sh", ""}
     assert set(re.findall(r"^```(\w*)$", README, re.MULTILINE)) <= known
 
 

@@ -62,6 +62,7 @@ def test_the_wheel_ships_code_and_type_marks_and_no_tests(wheel: Path) -> None:
         names = set(archive.namelist())
     assert {"taskvine_core/py.typed", "vine_factory/py.typed"} <= names
     shipped = {f"vine_factory/{path.relative_to(FACTORY)}" for path in (FACTORY / "templates").rglob("*.*")}
+    shipped |= {f"vine_factory/site-configs/{path.name}" for path in (ROOT / "site-configs").glob("*.toml")}
     assert shipped and shipped <= names
     tops = {top for name in names if not (top := name.split("/")[0]).endswith(".dist-info")}
     assert tops == {"taskvine_core", "vine_factory", "ndcctools", "taskvine"}
