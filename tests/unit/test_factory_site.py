@@ -188,6 +188,29 @@ def test_published_options_of_other_batch_systems_are_told_to_have_no_effect(rea
         ["condor-requirements has no effect", "autosize has no effect"]
 
 
+def test_published_options_become_those_of_the_batch_system(read: Read) -> None:
+    text = '[pool.p]\nbatch = "condor"\n[pool.q]\nbatch = "condor"\n[pool.q.condor]\nrequirements = "C"'
+    made = read(text, autosize=True, condor_requirements=["A || B", "D"], batch_options="+X = 1\\n+Y = 2")
+    first, second = made.pools
+    assert first.options["requirements"] == "(A || B) && (D)"
+    assert (first.options["autosize"], first.options["extra-directives"]) == (True, ("+X = 1", "+Y = 2"))
+    assert second.options["requirements"] == "C"
+    assert made.origins["pool.p.condor.requirements"] == "command line"
+    assert made.origins["pool.q.condor.requirements"].endswith("site.toml: pool.q.condor")
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("requirement = 'x'", "pool.p.condor: unknown key 'requirement' (did you mean 'requirements'"),
+    ("priority = 'x'", "pool.p.condor: priority = 'x'"), ("requirements = \"a\\nqueue 9\"", "line break")])
+def test_options_of_a_batch_system_are_checked_by_its_own_table(read: Read, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(f'[pool.p]\nbatch = "condor"\n[pool.p.condor]\n{text}')
+    assert words in str(caught.value)
+    with pytest.raises(ConfigError, match="defaults"):
+        read(f"[defaults.condor]\n{text}\n{P}")
+
+
 def test_every_batch_system_has_a_title_and_known_delivery() -> None:
     for name, driver in registry.DRIVERS.items():
         assert driver.title and driver.deliver in registry.MANAGERS, name
