@@ -1,8 +1,9 @@
 """The factory's decisions: `handle(event, now) -> list[Action]`.
 
 Owns the factory's whole state and the order of a pass: reconcile, then decide. Invariants: a job is journalled before
-it is submitted; nothing shrinks on an unknown reading; a busy worker is never retired; after a stop only endings
-happen. Must not touch a socket, process, file, clock or unseeded randomness; identities come from ``new_id``.
+it is submitted; nothing shrinks on an unknown reading; a busy worker is retired only where a person wants the pool
+empty; after a stop only endings happen. Must not touch a socket, process, file, clock or unseeded randomness;
+identities come from ``new_id``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from vine_factory import decide as decisions
-from vine_factory import defaults, explain, moves
+from vine_factory import defaults, explain, limits, moves
 from vine_factory.budget import Meter
 from vine_factory.config import PoolSettings, Settings
 from vine_factory.demand import Standing
@@ -25,6 +26,10 @@ from vine_factory.events import (
     MeterRow,
     Note,
     Observed,
+    OrderRow,
+    PoolDrained,
+    PoolPaused,
+    PoolResumed,
     Refused,
     RetireAnswered,
     SettingsChanged,
@@ -58,11 +63,13 @@ class FactoryCore:
         new_id: gives intent ids, unique over all runs.
         rows: the journal of an earlier run.
         meters: and what its pools had used of their budgets.
+        orders: and what a person had ordered for its pools.
         now: seconds since the epoch.
     """
 
     def __init__(self, settings: Settings, settles_s: Mapping[str, float], new_id: Callable[[], str],
-                 rows: Iterable[JobRow] = (), meters: Iterable[MeterRow] = (), now: float = 0.0) -> None:
+                 rows: Iterable[JobRow] = (), meters: Iterable[MeterRow] = (), now: float = 0.0,
+                 orders: Iterable[OrderRow] = ()) -> None:
         self.settings = settings
         self.fleet = Fleet(rows, now)
         self.views: dict[str, ManagerView] = {}
@@ -78,6 +85,7 @@ class FactoryCore:
         self._kill_now = False
         self._metered_at = now
         self._meters = list(meters)
+        self._orders = {row.pool: row.order for row in orders}
         self._sync_pools()
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -243,7 +251,22 @@ class FactoryCore:
             return [self._note("settings", "configuration read again")]
         if isinstance(event, StopRequested):
             return self._stop(event, now)
+        if isinstance(event, PoolPaused | PoolDrained | PoolResumed):
+            return self._ordered(event)
         raise AssertionError(f"unknown event {event!r}")
+
+    def _ordered(self, event: PoolPaused | PoolDrained | PoolResumed) -> list[Action]:
+        """Takes effect in the next pass, as one more limit."""
+        state = self.pools.get(event.pool)
+        if state is None:
+            return []  # it has gone while the order was on its way
+        order = limits.PAUSED if isinstance(event, PoolPaused) else \
+            limits.DRAINING if isinstance(event, PoolDrained) else ""
+        self._orders[event.pool] = state.order = order
+        self.fleet.note_order(OrderRow(event.pool, order))
+        if not order:
+            state.health.reset()
+        return [self._note("order", f"{event.pool}: {order or 'resumed'} on request", pool=event.pool, order=order)]
 
     def _accepted(self, event: Accepted, now: float) -> None:
         for intent_id, batch_id in event.jobs:
@@ -340,6 +363,6 @@ class FactoryCore:
                 rows = [(row.start, row.core_s) for row in self._meters if row.pool == pool.name]
                 self.pools[pool.name] = decisions.PoolState(
                     PoolHealth(), RecentHigh(self.settings.retire_after_s), StartupTimes(pool.startup_s),
-                    Meter(pool.budget_period_s, rows))
+                    Meter(pool.budget_period_s, rows), order=self._orders.get(pool.name, ""))
             else:
                 state.startup.given_s = pool.startup_s

@@ -29,7 +29,8 @@ _HOUR_S = 3600.0
 
 @dataclass(slots=True)
 class PoolState:
-    """What is remembered about a pool between passes. ``retired_at``: when jobs were asked to leave, lately."""
+    """What is remembered about a pool between passes. ``retired_at``: when jobs were asked to leave, lately.
+    ``order``: what a person wants of it, see limits.PAUSED."""
 
     health: PoolHealth
     recent: RecentHigh
@@ -39,6 +40,7 @@ class PoolState:
     listing_unknown: str = "the batch system has not been asked yet"
     decision: Decision | None = None
     retired_at: list[float] = field(default_factory=list)
+    order: str = ""
 
 
 class _Row(NamedTuple):
@@ -195,7 +197,7 @@ def _situation(pool: PoolSettings, state: PoolState, counts: _Counts, wanted: in
         wanted=wanted, active=counts.active, leaving=counts.leaving, waiting=counts.waiting, minimum=minimum,
         maximum=maximum, per_cycle=pool.per_cycle, unknown=blind, recent_high=state.recent.value(now),
         window_s=state.recent.window_s, health_new=health_new, health_reason=why, busy=counts.busy,
-        queued=counts.queued, max_idle=pool.max_idle)
+        queued=counts.queued, max_idle=pool.max_idle, order=state.order)
     return _with_budget(_with_worth(_with_disruption(situation, pool, state, now), pool, want, usual_s), pool, state)
 
 
@@ -253,6 +255,7 @@ def standings(settings: Settings, pools: Mapping[str, PoolState], fleet: Fleet, 
         jobs = list(fleet.of_pool(pool.name))
         state, pending = pools[pool.name], sum(1 for job in jobs if job.state in WAITING)
         health_new, _ = state.health.gate(now, probing(jobs, state))
-        room = pool.maximum // pool.workers_per_job - len(jobs) if health_new is None else 0
+        grows = health_new is None and not state.order
+        room = pool.maximum // pool.workers_per_job - len(jobs) if grows else 0
         found.append(Standing(pending * pool.workers_per_job, max(0, room) * pool.workers_per_job))
     return tuple(found)

@@ -86,8 +86,29 @@ class StopRequested:
     at_once: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PoolPaused:
+    """A person wants nothing new in this pool; what is there stays until it is not needed."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDrained:
+    """A person wants this pool empty: workers leave as soon as they have no task."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolResumed:
+    """A person takes back an order, and wants a pool that is tripped tried again now."""
+
+    pool: str
+
+
 Event = (Observed | Accepted | Refused | SubmitUnclear | CancelUnclear | RetireAnswered | SettingsChanged
-         | StopRequested)
+         | StopRequested | PoolPaused | PoolDrained | PoolResumed)
 
 # ------------------------------------------------------------------------------------------------ actions
 
@@ -111,6 +132,13 @@ class MeterRow(NamedTuple):
     core_s: float
 
 
+class OrderRow(NamedTuple):
+    """What a person ordered for a pool: one of limits.PAUSED and limits.DRAINING, "" = as usual."""
+
+    pool: str
+    order: str
+
+
 @dataclass(frozen=True, slots=True)
 class WriteJournal:
     """Durably, before any action after it: these rows are new or changed, these jobs are over."""
@@ -118,6 +146,7 @@ class WriteJournal:
     rows: tuple[JobRow, ...]
     over: tuple[str, ...]
     meters: tuple[MeterRow, ...] = ()
+    orders: tuple[OrderRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from vine_factory import defaults
-from vine_factory.events import JobRow, MeterRow, WriteJournal
+from vine_factory.events import JobRow, MeterRow, OrderRow, WriteJournal
 from vine_factory.jobs import Fact, Job, JobState, advance
 
 _RESTORED = {JobState.INTENDED.value: JobState.INTENDED, JobState.DRAINING.value: JobState.DRAINING}
@@ -22,6 +22,7 @@ class Fleet:
         self.jobs: dict[str, Job] = {}
         self._changed: set[str] = set()
         self._meters: dict[str, MeterRow] = {}
+        self._orders: dict[str, OrderRow] = {}
         for row in rows:
             # Beyond "the batch system has it" a state is an observation, and is made again.
             state = _RESTORED.get(row.state, JobState.SUBMITTED)
@@ -73,9 +74,13 @@ class Fleet:
         """What a pool has used, to go into the journal with the next changes."""
         self._meters[row.pool] = row
 
+    def note_order(self, row: OrderRow) -> None:
+        """What a person ordered, to go into the journal with the next changes."""
+        self._orders[row.pool] = row
+
     def take_changes(self) -> WriteJournal | None:
         """What the journal has to learn, None when nothing changed."""
-        if not self._changed and not self._meters:
+        if not self._changed and not self._meters and not self._orders:
             return None
         rows, over = [], []
         for intent_id in sorted(self._changed):
@@ -85,10 +90,11 @@ class Fleet:
             else:
                 rows.append(JobRow(job.intent_id, job.pool, job.state.value, job.batch_id, job.created_at,
                                    job.connected_once))
-        meters = tuple(self._meters.values())
+        change = WriteJournal(tuple(rows), tuple(over), tuple(self._meters.values()), tuple(self._orders.values()))
         self._changed.clear()
         self._meters.clear()
-        return WriteJournal(tuple(rows), tuple(over), meters)
+        self._orders.clear()
+        return change
 
     def check_invariants(self) -> None:
         """What must hold between events.

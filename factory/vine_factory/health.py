@@ -71,6 +71,13 @@ class PoolHealth:
         """A worker has reached its manager: cures everything."""
         self._cure(created_at, tuple(Fault))
 
+    def reset(self) -> None:
+        """A person says that the cause is gone."""
+        self.strikes.clear()
+        self.level = 0
+        self.cause = None
+        self.tripped_at = self.retry_at = float("-inf")
+
     def gate(self, now: float, probing: int) -> tuple[int | None, str]:
         """How many workers may be new (None: any) and why; ``probing``: created since the trip, not yet proven."""
         if self.level == 0 or self.cause is None:

@@ -1,4 +1,4 @@
-"""What survives a kill -9: which jobs were intended and which exist.
+"""What survives a kill -9: which jobs were intended and which exist, what budgets paid, what was ordered.
 
 Owns the SQLite file and its schema. One transaction per writing, on disk when the call returns. Must not interpret
 states.
@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 
 from taskvine_core.errors import ConfigError
-from vine_factory.events import JobRow, MeterRow, WriteJournal
+from vine_factory.events import JobRow, MeterRow, OrderRow, WriteJournal
 
 SCHEMA_VERSION = 1
 METER_KEPT_S = 32 * 86_400.0
@@ -40,6 +40,7 @@ class Journal:
                                    "connected_once INTEGER NOT NULL)")
             self._database.execute("CREATE TABLE IF NOT EXISTS meters (pool TEXT NOT NULL, start REAL NOT NULL, "
                                    "core_s REAL NOT NULL, PRIMARY KEY (pool, start))")
+            self._database.execute("CREATE TABLE IF NOT EXISTS orders (pool TEXT PRIMARY KEY, order_ TEXT NOT NULL)")
             self._database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.Error as problem:
             raise ConfigError(f"cannot use the journal {path}: {problem}",
@@ -53,6 +54,10 @@ class Journal:
     def meters(self) -> list[MeterRow]:
         """What the pools have used of their budgets."""
         return [MeterRow(*row) for row in self._database.execute("SELECT pool, start, core_s FROM meters")]
+
+    def orders(self) -> list[OrderRow]:
+        """What was ordered for pools and not taken back."""
+        return [OrderRow(*row) for row in self._database.execute("SELECT pool, order_ FROM orders")]
 
     def write(self, change: WriteJournal | None) -> None:
         """Apply one change, durably, after those that could not be written before. None: only those.
@@ -79,6 +84,11 @@ class Journal:
     def _apply(self, change: WriteJournal) -> None:
         self._database.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", change.rows)
         self._database.executemany("DELETE FROM jobs WHERE intent_id = ?", ((i,) for i in change.over))
+        for order in change.orders:
+            if order.order:
+                self._database.execute("INSERT OR REPLACE INTO orders VALUES (?, ?)", order)
+            else:
+                self._database.execute("DELETE FROM orders WHERE pool = ?", (order.pool,))
         for row in change.meters:
             self._database.execute("INSERT OR REPLACE INTO meters VALUES (?, ?, ?)", row)
             self._database.execute("DELETE FROM meters WHERE pool = ? AND start < ?",

@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 from taskvine_core.records import NamedTuple
 
+PAUSED, DRAINING = "paused", "draining"
+"""What a person may have ordered for a pool."""
+
 
 class Situation(NamedTuple):
     """All that limits may look at, for one pool in one pass. Counts of jobs: workers, where a job is one worker."""
@@ -34,6 +37,7 @@ class Situation(NamedTuple):
     worthwhile_reason: str = ""
     affordable: int | None = None           # so many in all within the budget, None = any
     budget_reason: str = ""
+    order: str = ""            # PAUSED or DRAINING, "" = as usual
 
 
 class Step(NamedTuple):
@@ -58,6 +62,11 @@ def maximum(s: Situation, n: int) -> tuple[int, str] | None:
     return ceiling, f"the pool holds at most {s.maximum}" + (f", {s.leaving} are still leaving" if s.leaving else "")
 
 
+def drained(s: Situation, n: int) -> tuple[int, str] | None:
+    """Nothing is wanted of a pool that is to be empty, also not its minimum."""
+    return (0, "draining was ordered (until resume)") if s.order == DRAINING and n > 0 else None
+
+
 def unknown(s: Situation, n: int) -> tuple[int, str] | None:
     """An absent answer is not a no: never shrink on it."""
     return (s.active, f"not shrinking: {s.unknown}") if s.unknown and n < s.active else None
@@ -65,7 +74,7 @@ def unknown(s: Situation, n: int) -> tuple[int, str] | None:
 
 def hysteresis(s: Situation, n: int) -> tuple[int, str] | None:
     """What was needed a moment ago is needed again in a moment."""
-    if n >= s.active:
+    if n >= s.active or s.order == DRAINING:
         return None
     if s.recent_high is None:
         return s.active, f"not shrinking before the need has been seen for {s.window_s:g} s"
@@ -78,6 +87,11 @@ def disruption(s: Situation, n: int) -> tuple[int, str] | None:
     if s.may_leave is None or n >= s.active - s.may_leave:
         return None
     return s.active - s.may_leave, f"the disruption budget lets {s.may_leave} more leave in this minute"
+
+
+def paused(s: Situation, n: int) -> tuple[int, str] | None:
+    """What is there stays, nothing new is started."""
+    return (s.active, "pausing was ordered (until resume)") if s.order == PAUSED and n > s.active else None
 
 
 def worthwhile(s: Situation, n: int) -> tuple[int, str] | None:
@@ -119,10 +133,12 @@ def per_cycle(s: Situation, n: int) -> tuple[int, str] | None:
 CHAIN: tuple[tuple[str, Callable[[Situation, int], tuple[int, str] | None]], ...] = (
     ("min", minimum),
     ("max", maximum),           # max beats min
+    ("drained", drained),
     ("unknown", unknown),       # may hold what is above max: it is there already and cannot be judged
     ("hysteresis", hysteresis),
     ("disruption", disruption),
-    ("worthwhile", worthwhile),  # from here on they only hold back growth
+    ("paused", paused),         # from here on they only hold back growth
+    ("worthwhile", worthwhile),
     ("budget", budget),          # ...but for a budget that is used up
     ("health", health),
     ("max-idle", max_idle),

@@ -13,9 +13,11 @@ from vine_factory.decide import PoolState, expiring
 from vine_factory.events import Action, CancelJobs, Note, RetireWorkers, SubmitJobs
 from vine_factory.fleet import Fleet
 from vine_factory.jobs import Fact, Job, JobState
+from vine_factory.limits import DRAINING
 from vine_factory.retire import choose_idle, choose_queued
 
 RETIRE_REASON = "more workers than the manager can use"
+DRAIN_REASON = "the pool is drained on request"
 
 
 def grow(pool: PoolSettings, count: int, fleet: Fleet, new_id: Callable[[], str], now: float,
@@ -31,7 +33,11 @@ def grow(pool: PoolSettings, count: int, fleet: Fleet, new_id: Callable[[], str]
 
 def shrink(pool: PoolSettings, state: PoolState, count: int, fleet: Fleet, managers_gone: bool, now: float,
            cause: int) -> list[Action]:
-    """Let ``count`` jobs go: what has not started, what nobody can use, then idle workers."""
+    """Let ``count`` jobs go: what has not started, what nobody can use, then idle workers.
+
+    Of a pool that is to be empty busy workers are asked, too: their manager gives them no new task, and they leave when
+    the last one is done.
+    """
     ahead_s = state.startup.usual_s() or 0.0
     jobs = [job for job in fleet.of_pool(pool.name) if not expiring(job, pool, ahead_s, now)]
     count -= sum(1 for job in jobs if job.retire_asked_at is not None)  # already on their way out
@@ -44,12 +50,13 @@ def shrink(pool: PoolSettings, state: PoolState, count: int, fleet: Fleet, manag
         actions.append(Note("cancel", f"{pool.name}: cancelling {len(dropped)} jobs that nobody needs", cause,
                             {"pool": pool.name, "jobs": len(dropped)}))
     by_manager: dict[str, list[tuple[str, str]]] = {}
-    for job in choose_idle(jobs, count - len(dropped), now, defaults.RETIRE_RETRY_S):
+    for job in choose_idle(jobs, count - len(dropped), now, defaults.RETIRE_RETRY_S, state.order == DRAINING):
         job.retire_asked_at = now
         state.retired_at.append(now)
         for one in job.workers:
             by_manager.setdefault(one.manager, []).append((job.intent_id, one.facts.worker_id))
-    actions += [RetireWorkers(manager, tuple(workers), RETIRE_REASON, cause)
+    reason = DRAIN_REASON if state.order == DRAINING else RETIRE_REASON
+    actions += [RetireWorkers(manager, tuple(workers), reason, cause)
                 for manager, workers in by_manager.items()]
     return actions
 

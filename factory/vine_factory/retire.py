@@ -1,7 +1,7 @@
 """Which workers leave when there are too many, and since when there are.
 
 Owns the order of leaving (idle first, cheapest data first) and the window that keeps a worker which was needed a
-moment ago. Pure; busy workers are never candidates.
+moment ago. Pure; busy workers are candidates only where a person wants a pool empty.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ def choose_queued(jobs: Iterable[Job], count: int) -> list[Job]:
     return queued[:max(0, count)]
 
 
-def choose_idle(jobs: Iterable[Job], count: int, now: float, retry_s: float) -> list[Job]:
+def choose_idle(jobs: Iterable[Job], count: int, now: float, retry_s: float, busy_too: bool = False) -> list[Job]:
     """Up to ``count`` idle connected jobs: least sole data, then least cached data, then longest idle.
 
-    Jobs that were asked already, or refused within ``retry_s``, are left out.
+    Jobs that were asked already, or refused within ``retry_s``, are left out. ``busy_too``: connected is enough, for
+    a pool that a person wants empty.
     """
-    idle = [job for job in jobs if _may_retire(job, now, retry_s)]
+    idle = [job for job in jobs if _may_retire(job, now, retry_s) and (job.idle or busy_too)]
     idle.sort(key=_cost)
     return idle[:max(0, count)]
 
@@ -65,9 +66,7 @@ def choose_idle(jobs: Iterable[Job], count: int, now: float, retry_s: float) -> 
 def _may_retire(job: Job, now: float, retry_s: float) -> bool:
     if job.state is not JobState.CONNECTED or job.retire_asked_at is not None:
         return False
-    if job.retire_refused_at is not None and now - job.retire_refused_at < retry_s:
-        return False
-    return job.idle
+    return job.retire_refused_at is None or now - job.retire_refused_at >= retry_s
 
 
 def _cost(job: Job) -> tuple[int, int, float, str]:

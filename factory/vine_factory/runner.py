@@ -91,7 +91,7 @@ class Runner:
                           "configured", 0, {"pool": pool}), self.clock())
         settles_s = {pool.name: DRIVERS[pool.batch].settles_s for pool in settings.pools}
         self._core = FactoryCore(settings, settles_s, lambda: f"{run_id}-{next(numbers)}", rows, self._journal.meters(),
-                                 self.clock())
+                                 self.clock(), self._journal.orders())
         self._configured = settings
         self._managers: dict[str, Reading[Demand]] = {}
         self._discovered: Reading[list[Found]] = Unknown("managers have not been looked for yet", self.clock())
