@@ -59,6 +59,7 @@ class CondorBatch(BatchSystem):
         self._timeout_s = timeout_s
         self._calls: Calls | None = None
         self._book = JobBook()
+        self._logs: EventLogs | None = None
         self._asked_at: float | None = None
         self._unclear_until = float("-inf")
         _make(place.directory)
@@ -78,7 +79,7 @@ class CondorBatch(BatchSystem):
         self._spool = bool(options["spool"])
         self._interval_s = float(str(options["query-interval"]))
         remote = bool(self._where.schedd or self._where.collector or self._spool)
-        self._logs = None if remote else EventLogs(self.place.directory)
+        self._logs = None if remote else self._logs or EventLogs(self.place.directory)
 
     def submit_many(self, requests: Sequence[JobRequest]) -> list[SubmitResult]:
         """See `BatchSystem`."""
