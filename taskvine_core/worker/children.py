@@ -61,12 +61,11 @@ class Children:
         with suppress(OSError):     # old kernel: all of /proc is read instead
             self._children_fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
 
-    def start(self, argv: Sequence[str], cwd: str, env: Mapping[str, str] | Sequence[bytes], stdout_fd: int,
+    def start(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], stdout_fd: int,
               keep: tuple[int, ...] = ()) -> int:
         """Start a process in its own session with stdin empty and stdout and stderr going to ``stdout_fd``.
 
         Args:
-            env: variables, or what ``encode_environment`` made of them.
             keep: descriptors the child inherits under the same number.
 
         Returns: its pid, which is also its process group.
@@ -75,20 +74,27 @@ class Children:
             SandboxError: it cannot be started.
         """
         try:
-            encoded = encode_environment(env) if isinstance(env, Mapping) else env
-            pid = self._spawner.start(argv, cwd, encoded, stdout_fd, keep)
+            encoded = encode_environment(env)
+        except ValueError as error:
+            raise SandboxError(f"cannot start {argv[0]}: {error}", hint="see set_env_var() of its task") from error
+        return self._start(argv, cwd, encoded, stdout_fd, keep)
+
+    def _start(self, argv: Sequence[str], cwd: str, env: Sequence[bytes], stdout_fd: int,
+               keep: tuple[int, ...] = ()) -> int:
+        try:
+            pid = self._spawner.start(argv, cwd, env, stdout_fd, keep)
         except (OSError, ValueError) as error:
             raise SandboxError(f"cannot start {argv[0]}: {error}", hint="see the worker's machine") from error
         self._mine.add(pid)
         return pid
 
     def start_command(self, command: str, cwd: str, env: Sequence[bytes], stdout_fd: int) -> int:
-        """Run a shell command; see ``start``."""
+        """Run a shell command with an environment of ``encode_environment``; see ``start``."""
         if len(command) < MAX_COMMAND_BYTES // 4 or len(os.fsencode(command)) < MAX_COMMAND_BYTES:
-            return self.start((SHELL, "-c", command), cwd, env, stdout_fd)
+            return self._start((SHELL, "-c", command), cwd, env, stdout_fd)
         with open(f"{cwd}/{COMMAND_NAME}", "wb") as file:
             file.write(os.fsencode(command))
-        return self.start((SHELL, COMMAND_NAME), cwd, env, stdout_fd)
+        return self._start((SHELL, COMMAND_NAME), cwd, env, stdout_fd)
 
     @staticmethod
     def kill_group(pid: int) -> None:

@@ -134,6 +134,9 @@ class Stdout(NamedTuple):
     cut: bool
 
 
+NO_STDOUT = Stdout(b"", 0, "", False)
+
+
 class Sandboxes:
     """Makes and empties sandboxes below ``root``, with inputs from and outputs to ``store``."""
 
@@ -267,13 +270,15 @@ class Sandboxes:
         """
         fd = box.stdout_fd
         size = box.stdout_bytes
+        if not size:
+            return NO_STDOUT
         cut = size > max_bytes
         if cut:
             os.ftruncate(fd, max_bytes)
             os.write(fd, CUT_NOTICE % (max_bytes, size))
             size = box.stdout_bytes
         if size <= INLINE_MAX_BYTES:
-            return Stdout(os.pread(fd, size, 0) if size else b"", size, "", cut)
+            return Stdout(os.pread(fd, size, 0), size, "", cut)
         box.reusable = False
         head = os.pread(fd, INLINE_MAX_BYTES, 0)
         path = f"{self._store.transfer}/{name}"
