@@ -277,7 +277,7 @@ class ManagerCore:
 
     def file_available(self, file: FileRecord) -> None:
         """A first replica is ready."""
-        if file.waiters and file.available:
+        if file.waiters and file.decl.kind == VINE_TEMP:
             self.lineage.wake(file)
         self.contents.available(file)
 

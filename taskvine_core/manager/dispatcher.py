@@ -172,7 +172,7 @@ class Dispatcher:
             return False
         files = self.books.files
         for mount in task.spec.inputs:
-            if not files[mount.name].available:
+            if not files[mount.name].available_to(task):
                 self.books.ready.drop(task)
                 self.lineage.all_available(task)
                 return False

@@ -11,7 +11,6 @@ from taskvine_core.constants import (
     VINE_TASK_RUNNING,
     VINE_TASK_TYPE_STANDARD,
     VINE_TASK_WAITING_RETRIEVAL,
-    VINE_TEMP,
 )
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.core import ManagerCore
@@ -87,9 +86,10 @@ def _check_files(books: Books) -> None:
         assert file.ready == len(file.ready_keys()), f"{name}: ready count is wrong"
         assert file.users == users[name], f"{name}: used by {users[name]} tasks, books say {file.users}"
         assert file.kept is None or file.at_manager, f"{name} is kept and not at the manager"
-        assert file.lineage_refs >= 0 and file.origin_busy >= 0 and file.making >= 0
-        if file.waiters and file.decl.kind == VINE_TEMP and file.available:
-            assert not any(t.blocked for t in file.waiters), f"{name} exists and tasks still wait for it"
+        assert file.lineage_refs >= 0 and file.origin_busy >= 0
+        if file.waiters:
+            assert not any(t.blocked and file.available_to(t) for t in file.waiters), (
+                f"{name} exists and tasks still wait for it")
 
 
 def _check_transfers(books: Books) -> None:

@@ -7,6 +7,7 @@ can be rebuilt from whatever is still there. Must not choose workers or sources.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from typing import Protocol
 
@@ -72,12 +73,14 @@ class Lineage:
             if file.decl.kind == VINE_TEMP:
                 self._set_producer(file, task)
             else:
-                file.making += 1
+                if file.makers is None:
+                    file.makers = []
+                insort(file.makers, task.id)
         return self.all_available(task)
 
     def all_available(self, task: TaskRecord) -> bool:
         """Block the task on each input that does not exist; True when there is none."""
-        missing = [file for mount in task.spec.inputs if not (file := self.books.files[mount.name]).available]
+        missing = [file for mount in task.spec.inputs if not (file := self.books.files[mount.name]).available_to(task)]
         if not missing:
             return True
         self._block(task, missing)
@@ -103,7 +106,10 @@ class Lineage:
         for file in missing:
             if file.waiters is None:
                 file.waiters = []
-            file.waiters.append(task)
+            if file.decl.kind == VINE_TEMP:
+                file.waiters.append(task)
+            else:
+                insort(file.waiters, task, key=_task_id)  # each writer that ends lets the first of them go on
         for file in missing:
             if task.blocked and file.decl.kind == VINE_TEMP:
                 self.recover(file)
@@ -126,13 +132,30 @@ class Lineage:
     def _retire_output(self, file: FileRecord, task: TaskRecord) -> None:
         file.users -= 1
         if task.kind != VINE_TASK_TYPE_RECOVERY and file.decl.kind != VINE_TEMP:
-            file.making -= 1
-            if not file.making and file.waiters:
-                self.wake(file)
+            self._written(file, task)
         elif file.waiters and not file.available:
             self._after_failed_making(file, task)
         if not file.users:
             self._unused(file)
+
+    def _written(self, file: FileRecord, task: TaskRecord) -> None:
+        """One task that writes a file less: those that were submitted before the next one may read it."""
+        makers, waiters = file.makers, file.waiters
+        assert makers is not None
+        del makers[bisect_left(makers, task.id)]
+        file.written = True
+        if not makers:
+            file.makers = None
+        if not waiters:
+            return
+        if makers:
+            upto = bisect_right(waiters, makers[0], key=_task_id)
+            file.waiters = waiters[:upto]
+            del waiters[:upto]
+            self.wake(file)
+            file.waiters = waiters
+        else:
+            self.wake(file)
 
     def _after_failed_making(self, file: FileRecord, task: TaskRecord) -> None:
         if file.recovery is task:
@@ -265,3 +288,7 @@ class Lineage:
                     self.staging.unlink_everywhere(used)
                     self.books.files.pop(used.name, None)
                     pending.append(used)
+
+
+def _task_id(task: TaskRecord) -> int:
+    return task.id

@@ -210,7 +210,7 @@ class Placement:
         best, best_bytes = 0, 0
         for position, task in shape.top(LOCAL_DEPTH):
             held = self.bytes_at(task, worker)
-            if held > best_bytes and all(self.files[m.name].available for m in task.spec.inputs):
+            if held > best_bytes and all(self.files[m.name].available_to(task) for m in task.spec.inputs):
                 best, best_bytes = position, held
         return best
 

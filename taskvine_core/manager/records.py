@@ -15,6 +15,7 @@ from taskvine_core.constants import (
     VINE_FILE,
     VINE_MINI_TASK,
     VINE_TASK_INITIAL,
+    VINE_TASK_TYPE_RECOVERY,
     VINE_TASK_TYPE_STANDARD,
     VINE_TEMP,
     VINE_URL,
@@ -254,7 +255,7 @@ class FileRecord:
         "kept",
         "level",
         "lineage_refs",
-        "making",
+        "makers",
         "origin_busy",
         "pending",
         "producer",
@@ -269,6 +270,7 @@ class FileRecord:
         "uses_ever",
         "uses_logged",
         "waiters",
+        "written",
     )
 
     def __init__(self, decl: FileDecl) -> None:
@@ -286,7 +288,8 @@ class FileRecord:
         self.at_manager = False  # a relayed copy lies in the manager's staging, or it is kept
         self.kept: tuple[bytes, int] | None = None  # a tiny temp's content and permission bits
         self.relay = 0  # transfer id of a relay under way
-        self.making = 0  # unfinished tasks that write it (not temps)
+        self.written = False  # a task that writes it has ended (not temps)
+        self.makers: list[int] | None = None  # ids of unfinished tasks that write it, ascending (not temps)
         self.producer: TaskRecord | None = None
         self.recovery: TaskRecord | None = None
         self.recoveries = 0
@@ -303,10 +306,27 @@ class FileRecord:
 
     @property
     def available(self) -> bool:
-        """Could a task that reads it start now, somewhere?"""
+        """Does it exist, as far as we know? What is no temp lies outside of the cluster."""
+        return self.decl.kind != VINE_TEMP or self.ready > 0 or self.at_manager
+
+    def available_to(self, task: TaskRecord) -> bool:
+        """Could this task start now, somewhere, for all that concerns the file?
+
+        A file that tasks write is read as it was when the reader was submitted: it waits for the writers submitted
+        before it, so a task may read a file and write it back. Of a file that is not there yet nobody reads before
+        somebody has written it, whatever came first.
+        """
         if self.decl.kind == VINE_TEMP:
             return self.ready > 0 or self.at_manager
-        return self.making == 0
+        makers = self.makers
+        if not makers or task.kind == VINE_TASK_TYPE_RECOVERY:  # a recovery's reading was granted to its producer
+            return True
+        return makers[0] == task.id or (makers[0] > task.id and self.there)
+
+    @property
+    def there(self) -> bool:
+        """Was a file of the program's there when it was declared, or has a task that writes it ended since?"""
+        return self.written or self.decl.size >= 0 or self.decl.is_dir
 
     @property
     def shareable(self) -> bool:

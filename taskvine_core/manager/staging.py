@@ -393,7 +393,7 @@ class Staging:
             return
         if worker.key not in self.books.workers or not file.needed:
             return
-        if file.available or file.decl.kind != VINE_TEMP:
+        if file.available:
             self.bring(file, worker)
         else:
             self.needs.readers_lose(worker, file)  # that was the last replica: it must be made again first

@@ -38,6 +38,8 @@ from taskvine_core.sim.world import SimulationError, World
 REQUESTS = (Resources(), Resources(1, -1, -1, -1), Resources(1, 500, 1000, 0), Resources(2, 1000, 1000, 0))
 GPU_REQUEST = Resources(1, 500, 1000, 1)
 BIG_BYTES = 2_000_000
+#: A local file that tasks read and write back, one after the other.
+LEDGER = "file-rnd-ledger"
 #: Longest time an end time or start time lies in the future.
 SOON_S = 20.0
 
@@ -67,7 +69,7 @@ class RandomProgram:
     def declare_shared(self) -> None:
         """Inputs that exist before any task: one of each kind."""
         world, declare = self.world, self._declare
-        world.local_files.update(("/data/small", "/data/big"))
+        world.local_files.update(("/data/small", "/data/big", "/data/ledger"))
         declare(FileDecl("buffer-rnd-shared", VINE_BUFFER, level=VINE_CACHE_LEVEL_WORKFLOW, size=5, data=b"hello"))
         declare(FileDecl("buffer-rnd-brief", VINE_BUFFER, level=VINE_CACHE_LEVEL_TASK, size=5, data=b"brief"))
         declare(FileDecl("file-md5-small", VINE_FILE, source="/data/small", level=VINE_CACHE_LEVEL_TASK, size=1000))
@@ -97,6 +99,7 @@ class RandomProgram:
             )
         )
         self.shared = sorted(self.declared)
+        declare(FileDecl(LEDGER, VINE_FILE, source="/data/ledger", level=VINE_CACHE_LEVEL_WORKFLOW, size=1000))
 
     # ------------------------------------------------------------------ tasks
 
@@ -108,6 +111,10 @@ class RandomProgram:
         failing = rng.random() < 0.05
         command = f"{FAILING if failing else 'task'} {self.prefix} {number}"
         outputs = self._outputs(number, allowed)
+        if rng.random() < 0.05:
+            inputs.append(Mount(LEDGER, "ledger"))
+            outputs.append(Mount(LEDGER, "ledger"))
+            allowed.update((VINE_RESULT_OUTPUT_TRANSFER_ERROR,) if world.faults.upload_breaks else ())
         if failing and outputs:
             allowed.add(VINE_RESULT_OUTPUT_MISSING)
         spec = self._limited(
@@ -124,6 +131,7 @@ class RandomProgram:
         if failing or allowed - {VINE_RESULT_SUCCESS, VINE_RESULT_OUTPUT_TRANSFER_ERROR}:
             self.risky.update(mount.name for mount in outputs)
         task_id = world.submit(spec)
+        world.contents.pop(LEDGER, None)  # which version a task reads follows from the order of the tasks
         self.allowed[task_id] = allowed
         self._change_mind(task_id, outputs)
         return task_id

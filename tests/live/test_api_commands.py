@@ -50,6 +50,18 @@ def test_an_executable_with_input_and_output_file(manager, tmp_path):
     assert task.id >= 1 and task.hostname and ":" in task.addrport and task.std_output == ""
 
 
+def test_tasks_may_read_a_local_file_and_write_it_back_one_after_the_other(manager, tmp_path):
+    (tmp_path / "ledger").write_text("0")
+    ledger = manager.declare_file(tmp_path / "ledger", cache=True)
+    for number in range(1, 6):
+        task = vine.Task(f"printf ' %s' {number} >> ledger")
+        task.add_input(ledger, "ledger")
+        task.add_output(ledger, "ledger")
+        manager.submit(task)
+    assert all(task.successful() for task in drain(manager, 5))
+    assert (tmp_path / "ledger").read_text() == "0 1 2 3 4 5"
+
+
 @pytest.mark.parametrize("symlink", [False, True])
 def test_an_output_may_be_inside_an_input_directory(manager, tmp_path, symlink):
     (tmp_path / "dir" / "sub").mkdir(parents=True)

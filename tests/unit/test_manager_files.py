@@ -453,6 +453,72 @@ def test_a_task_waits_for_a_local_file_that_another_task_is_making() -> None:
     assert rig.where(reader) is not None
 
 
+def test_a_task_may_read_a_local_file_and_write_it_back() -> None:
+    rig = Rig()
+    rig.stores = True
+    rig.join()
+    name = rig.local("ledger", 1000)
+    task = rig.submit(inputs=(name,), outputs=(name,))
+    assert rig.where(task) is not None
+    rig.finish(task)
+    assert rig.outcomes[task].result == 0
+
+
+def test_tasks_that_update_one_file_run_one_after_the_other_in_order_of_arrival() -> None:
+    rig = Rig()
+    rig.stores = True
+    rig.join()
+    name = rig.local("ledger", 1000)
+    tasks = [rig.submit(inputs=(name,), outputs=(name,)) for _ in range(4)]
+    for position, task in enumerate(tasks):
+        assert [rig.where(t) is not None for t in tasks[position:]] == [True] + [False] * (3 - position)
+        rig.finish(task)
+    assert all(rig.outcomes[t].result == 0 for t in tasks)
+
+
+def test_a_reader_waits_for_the_writers_before_it_and_for_none_after_it() -> None:
+    rig = Rig()
+    rig.stores = True
+    name = rig.local("ledger", 1000)
+    early = rig.submit(inputs=(name,))
+    first = rig.submit(inputs=(name,), outputs=(name,))
+    between = rig.submit(inputs=(name,))
+    second = rig.submit(inputs=(name,), outputs=(name,))
+    rig.join()
+    assert rig.where(early) is not None and rig.where(first) is not None
+    assert rig.where(between) is None and rig.where(second) is None
+    rig.finish(first)
+    assert rig.where(between) is not None and rig.where(second) is not None
+
+
+def test_a_reader_of_a_file_that_is_not_there_yet_waits_for_a_writer_submitted_after_it() -> None:
+    rig = Rig()
+    rig.stores = True
+    name = rig.declare("file-rnd-out", VINE_FILE, source="/out", level=1)
+    reader = rig.submit(inputs=(name,))
+    maker = rig.submit(outputs=(name,))
+    update = rig.submit(inputs=(name,), outputs=(name,))
+    rig.join()
+    assert rig.where(reader) is None and rig.where(update) is None
+    rig.finish(maker)
+    assert rig.where(reader) is not None and rig.where(update) is not None
+
+
+def test_two_files_read_and_written_crosswise_do_not_block_each_other_when_a_worker_is_lost() -> None:
+    rig = Rig()
+    rig.stores = True
+    home = rig.join()
+    one, other = rig.local("one", 1000), rig.local("other", 1000)
+    first = rig.submit(inputs=(one,), outputs=(other,))
+    second = rig.submit(inputs=(other,), outputs=(one,))
+    assert rig.where(first) == home and rig.where(second) is None
+    rig.gone(home)
+    again = rig.join()
+    assert rig.where(first) == again
+    rig.finish(first)
+    assert rig.where(second) == again
+
+
 # ---------------------------------------------------------------------- what workers bring with them
 
 
