@@ -22,6 +22,7 @@ from vine_factory.events import (
     CancelUnclear,
     Event,
     Finish,
+    HostRow,
     JobRow,
     MeterRow,
     Note,
@@ -37,12 +38,14 @@ from vine_factory.events import (
     SubmitUnclear,
 )
 from vine_factory.fleet import Fleet
-from vine_factory.health import Fault, PoolHealth
+from vine_factory.health import Fault, PoolHealth, same_reason
+from vine_factory.hosts import HOST_FAULTS, SHORT_LIFE, Hosts
 from vine_factory.jobs import Fact, Job, JobState
 from vine_factory.readings import Known
 from vine_factory.reconcile import (
     Changes,
     ManagerView,
+    believable,
     reconcile_connections,
     reconcile_listing,
     reconcile_managers,
@@ -65,11 +68,12 @@ class FactoryCore:
         meters: and what its pools had used of their budgets.
         orders: and what a person had ordered for its pools.
         now: seconds since the epoch.
+        hosts: which hosts the pools avoid since an earlier run.
     """
 
     def __init__(self, settings: Settings, settles_s: Mapping[str, float], new_id: Callable[[], str],
                  rows: Iterable[JobRow] = (), meters: Iterable[MeterRow] = (), now: float = 0.0,
-                 orders: Iterable[OrderRow] = ()) -> None:
+                 orders: Iterable[OrderRow] = (), hosts: Iterable[HostRow] = ()) -> None:
         self.settings = settings
         self.fleet = Fleet(rows, now)
         self.views: dict[str, ManagerView] = {}
@@ -83,8 +87,11 @@ class FactoryCore:
         self._discovery_unknown = "managers have not been looked for yet"
         self._said: dict[str, tuple[object, ...]] = {}
         self._kill_now = False
+        self.keeping = False
         self._metered_at = now
         self._meters = list(meters)
+        self._hosts = list(hosts)
+        self._told_stuck: set[tuple[str, str]] = set()
         self._orders = {row.pool: row.order for row in orders}
         self._sync_pools()
 
@@ -117,15 +124,21 @@ class FactoryCore:
         """What managers are told of each pool, in the pools' order."""
         return decisions.standings(self.settings, self.pools, self.fleet, now)
 
+    def excluded_hosts(self, now: float) -> dict[str, tuple[str, ...]]:
+        """By pool, the hosts on which no worker should start now."""
+        return {name: state.hosts.excluded(now) for name, state in self.pools.items()}
+
     # ------------------------------------------------------------------------------------------ reconcile
 
     def _reconcile(self, event: Observed, now: float) -> list[Action]:
         changes = Changes()
         gone_s = self.settings.manager_gone_s
         self._discovery_unknown = "" if isinstance(event.discovery, Known) else event.discovery.reason
-        reconcile_managers(self.views, event.managers, not self._discovery_unknown, now, gone_s, changes)
+        stale_s = max(defaults.READING_STALE_MIN_S, defaults.READING_STALE_PERIODS * self.settings.period_s)
+        reconcile_managers(self.views, event.managers, not self._discovery_unknown, now, gone_s, stale_s, changes)
         for pool, state in self.pools.items():
-            reading = event.batches.get(pool)
+            told = event.batches.get(pool)
+            reading = None if told is None else believable(told, now, max(stale_s, defaults.BATCH_SILENT_S))
             if isinstance(reading, Known):
                 state.listing_unknown = ""
                 if reading.at > state.last_listing_at:
@@ -145,19 +158,45 @@ class FactoryCore:
             self.pools[job.pool].health.connected(job.created_at)
             if job.ours:
                 self.pools[job.pool].startup.note(now - job.created_at)
-        return [note for job, kind, words in changes.faults for note in self._fault(job, kind, words, now)]
+        for job in changes.preempted:
+            self.pools[job.pool].health.preempted += 1
+        notes: list[Action] = []
+        for job in changes.proven:
+            hosts = self.pools[job.pool].hosts
+            if job.host and hosts.good(job.host, now):
+                self.fleet.note_hosts(hosts.rows(job.pool, [job.host]))
+                notes.append(self._note("host", f"{job.pool}: host {job.host} is good again", pool=job.pool,
+                                        host=job.host))
+        for job in changes.short_lived:
+            notes += self._against(job, SHORT_LIFE, "it ended soon after it had connected", now)
+        return notes + [note for job, kind, words in changes.faults for note in self._fault(job, kind, words, now)]
 
     def _fault(self, job: Job, kind: Fault, words: str, now: float) -> list[Action]:
-        health = self.pools[job.pool].health
-        first = health.total.get(kind, 0) == 0
-        tripped = health.fault(kind, job.created_at, words, now)
+        state = self.pools[job.pool]
+        notes = self._against(job, HOST_FAULTS.get(kind, 0.0), words, now)
+        first = state.health.total.get(kind, 0) == 0
+        tripped = state.health.fault(kind, job.created_at, words, now, job.host,
+                                     charged=not job.host or job.host not in state.hosts.excluded(now))
         if not (first or tripped):
-            return []
-        text = f"{job.pool}: worker {job.intent_id} {kind.value}: {words}"
+            return notes
+        where = f" on {job.host}" if job.host else ""
+        text = f"{job.pool}: worker {job.intent_id}{where} {kind.value}: {words}"
         if tripped:
-            text += f" -- pausing {health.retry_at - now:.0f} s, then trying with one worker"
-        return [Note("fault", text, self._cause, {"pool": job.pool, "fault": kind.value, "said": words,
-                                                  "job": job.intent_id, "tripped": tripped})]
+            text += f" -- pausing {state.health.kinds[kind].retry_at - now:.0f} s, then trying with one worker"
+        return [*notes, self._note("fault", text, pool=job.pool, fault=kind.value, said=words, job=job.intent_id,
+                                   tripped=tripped, host=job.host)]
+
+    def _against(self, job: Job, weight: float, words: str, now: float) -> list[Action]:
+        """What happened to ``job`` may be its host's fault."""
+        state = self.pools[job.pool]
+        until = state.hosts.bad(job.host, weight, now) if job.host and weight else None
+        if until is None:
+            return []
+        state.health.forgive(job.host)
+        self.fleet.note_hosts(state.hosts.rows(job.pool, [job.host]))
+        return [self._note("host", f"{job.pool}: no more workers on host {job.host} for {until - now:.0f} s: workers "
+                           f"end there while others do well; the last one: {words}", pool=job.pool, host=job.host,
+                           until=until, said=words)]
 
     def _tell_changes(self, changes: Changes) -> list[Action]:
         notes: list[Action] = []
@@ -170,8 +209,26 @@ class FactoryCore:
         for verb, jobs in (("adopted", changes.adopted), ("connected", changes.connected)):
             for pool, count in Counter(job.pool for job in jobs).items():
                 notes.append(self._note(verb, f"{pool}: {count} workers {verb}", pool=pool, jobs=count))
+        for pool, count in Counter(job.pool for job in changes.preempted).items():
+            notes.append(self._note("preempted", f"{pool}: {count} workers were preempted and are queued again",
+                                    pool=pool, jobs=count))
+        for (pool, words), count in Counter((job.pool, job.held_words) for job in changes.held).items():
+            notes.append(self._note("held", f"{pool}: {count} jobs are held: {words}", pool=pool, jobs=count,
+                                    said=words))
+        notes += self._tell_stuck(changes)
         for (pool, reason), count in Counter((job.pool, job.end_reason) for job in changes.ended).items():
             notes.append(self._note("ended", f"{pool}: {count} workers {reason}", pool=pool, jobs=count))
+        return notes
+
+    def _tell_stuck(self, changes: Changes) -> list[Action]:
+        """What is said of jobs that have been queued for long: no fault, and told once."""
+        notes: list[Action] = []
+        for (pool, words), count in changes.stuck.items():
+            key = (pool, same_reason(words))
+            if key not in self._told_stuck and len(self._told_stuck) < defaults.KEPT_REASONS * len(self.pools):
+                self._told_stuck.add(key)
+                notes.append(self._note("queued", f"{pool}: {count} jobs are queued for more than "
+                                        f"{defaults.QUEUED_TOLD_S:.0f} s: {words}", pool=pool, jobs=count, said=words))
         return notes
 
     # --------------------------------------------------------------------------------------------- decide
@@ -179,15 +236,20 @@ class FactoryCore:
     def _decide(self, now: float) -> list[Action]:
         lonely = self._lonely(now)
         if lonely:
-            return self._take(StopRequested(lonely), now)
+            return self._take(StopRequested(lonely, keep=self.settings.leave), now)
         actions: list[Action] = []
         found = decisions.decide(self.settings, self.pools, self.views, self.fleet, self._discovery_unknown, now)
         for pool, decision in zip(self.settings.pools, found, strict=True):
             self.pools[pool.name].decision = decision
-            chase, late = moves.chase(self.settings, pool.name, self.fleet, now, self._cause)
+            chase, overdue = moves.chase(self.settings, pool.name, self.fleet, now, self._cause)
             actions += chase
-            for job in late:
+            for job in overdue.late:
                 self._late(job, actions, now)
+            for job in overdue.held:
+                actions += self._fault(job, Fault.HELD, job.held_words, now)
+            if overdue.held:
+                actions.append(self._note("held", f"{pool.name}: replacing {len(overdue.held)} held jobs",
+                                          pool=pool.name, jobs=len(overdue.held)))
             difference = decision.target - decision.active
             actions += self._tell_decision(decision)
             if difference > 0 and not self._blind(pool.name):
@@ -308,14 +370,23 @@ class FactoryCore:
         self._kill_now = self._kill_now or event.at_once
         if self.stopping:
             return self._end_all(now)
-        self.stopping = event.reason
+        self.stopping, self.keeping = event.reason, event.keep
         left = self.fleet.live()
+        if self.keeping:
+            return [self._note("stop", f"ending, and leaving {len(left)} workers: {event.reason}", jobs=len(left)),
+                    *self._end_all(now)]
         return [self._note("stop", f"ending: {event.reason}"),
                 self._note("removing", f"removing {len(left)} workers...", jobs=len(left)), *self._end_all(now)]
 
     def _end_all(self, now: float) -> list[Action]:
         actions: list[Action] = []
         left = self.fleet.live()
+        if self.keeping:
+            # A submission under way is journalled: if its answer does not come, the next start finds out.
+            if self.finished or (any(job.in_flight for job in left) and not self._kill_now):
+                return []
+            self.finished = True
+            return [Finish(0)]
         for pool in sorted({job.pool for job in left}):
             mine = [job for job in left if job.pool == pool and not job.in_flight]
             polite = [job for job in mine if job.cancelled_at is None]
@@ -343,7 +414,7 @@ class FactoryCore:
         due = now - self._metered_at >= _METER_JOURNAL_S
         for pool in self.settings.pools:
             meter = self.pools[pool.name].meter
-            meter.note(decisions.cores_in_use(list(self.fleet.of_pool(pool.name)), pool), now)
+            meter.note(decisions.cores_in_use(self.fleet.of_pool(pool.name), pool), now)
             bucket = meter.current()
             if due and bucket is not None and pool.budget_core_hours > 0:
                 self.fleet.note_meter(MeterRow(pool.name, *bucket))
@@ -363,6 +434,7 @@ class FactoryCore:
                 rows = [(row.start, row.core_s) for row in self._meters if row.pool == pool.name]
                 self.pools[pool.name] = decisions.PoolState(
                     PoolHealth(), RecentHigh(self.settings.retire_after_s), StartupTimes(pool.startup_s),
-                    Meter(pool.budget_period_s, rows), order=self._orders.get(pool.name, ""))
+                    Meter(pool.budget_period_s, rows), order=self._orders.get(pool.name, ""),
+                    hosts=Hosts(row for row in self._hosts if row.pool == pool.name))
             else:
                 state.startup.given_s = pool.startup_s

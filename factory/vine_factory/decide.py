@@ -6,7 +6,7 @@ does something about it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from taskvine_core.records import NamedTuple
@@ -17,6 +17,7 @@ from vine_factory.demand import DRAINING, Demand, Group, Standing, without_other
 from vine_factory.explain import Decision
 from vine_factory.fleet import Fleet
 from vine_factory.health import PoolHealth
+from vine_factory.hosts import Hosts
 from vine_factory.jobs import WAITING, Job, JobState
 from vine_factory.reconcile import ManagerView
 from vine_factory.retire import RecentHigh
@@ -38,6 +39,7 @@ class PoolState:
     meter: Meter
     last_listing_at: float = float("-inf")
     listing_unknown: str = "the batch system has not been asked yet"
+    hosts: Hosts = field(default_factory=Hosts)
     decision: Decision | None = None
     retired_at: list[float] = field(default_factory=list)
     order: str = ""
@@ -160,7 +162,7 @@ class _Counts(NamedTuple):
     waiting: int
     queued: int
     busy: int
-    probing: int
+    unproven: tuple[float, ...]
 
 
 def _counts(jobs: Sequence[Job], pool: PoolSettings, state: PoolState, now: float) -> _Counts:
@@ -169,12 +171,12 @@ def _counts(jobs: Sequence[Job], pool: PoolSettings, state: PoolState, now: floa
     active = [job for job in jobs if job.active and not expiring(job, pool, ahead_s, now)]
     return _Counts(len(active), len(jobs) - len(active), sum(1 for job in active if job.state in WAITING),
                    sum(1 for job in active if job.state in (JobState.SUBMITTED, JobState.QUEUED)),
-                   sum(1 for job in active if job.busy), probing(jobs, state))
+                   sum(1 for job in active if job.busy), unproven(jobs, state))
 
 
-def probing(jobs: Sequence[Job], state: PoolState) -> int:
-    """Jobs that are to show whether a tripped pool works again."""
-    return sum(1 for job in jobs if job.state in WAITING and job.created_at >= state.health.tripped_at)
+def unproven(jobs: Sequence[Job], state: PoolState) -> tuple[float, ...]:
+    """When the jobs were created that are to show whether a tripped pool works again; () when it is not tripped."""
+    return tuple(job.created_at for job in jobs if job.state in WAITING) if state.health.tripped else ()
 
 
 def expiring(job: Job, pool: PoolSettings, ahead_s: float, now: float) -> bool:
@@ -192,7 +194,7 @@ def _situation(pool: PoolSettings, state: PoolState, counts: _Counts, wanted: in
         state.recent.forget()
     else:
         state.recent.note(min(max(wanted, minimum), maximum), now)
-    health_new, why = state.health.gate(now, counts.probing)
+    health_new, why = state.health.gate(now, counts.unproven)
     situation = limits.Situation(
         wanted=wanted, active=counts.active, leaving=counts.leaving, waiting=counts.waiting, minimum=minimum,
         maximum=maximum, per_cycle=pool.per_cycle, unknown=blind, recent_high=state.recent.value(now),
@@ -242,7 +244,7 @@ def _with_budget(situation: limits.Situation, pool: PoolSettings, state: PoolSta
                               budget_reason=f"near the end of the budget: {used}")
 
 
-def cores_in_use(jobs: Sequence[Job], pool: PoolSettings) -> int:
+def cores_in_use(jobs: Iterable[Job], pool: PoolSettings) -> int:
     """Cores that a pool's running jobs occupy, whether they work or not."""
     running = sum(1 for job in jobs if job.running_since is not None)
     return running * pool.workers_per_job * max(1, pool.shape.resources.cores)
@@ -254,7 +256,7 @@ def standings(settings: Settings, pools: Mapping[str, PoolState], fleet: Fleet, 
     for pool in settings.pools:
         jobs = list(fleet.of_pool(pool.name))
         state, pending = pools[pool.name], sum(1 for job in jobs if job.state in WAITING)
-        health_new, _ = state.health.gate(now, probing(jobs, state))
+        health_new, _ = state.health.gate(now, unproven(jobs, state))
         grows = health_new is None and not state.order
         room = pool.maximum // pool.workers_per_job - len(jobs) if grows else 0
         found.append(Standing(pending * pool.workers_per_job, max(0, room) * pool.workers_per_job))

@@ -21,6 +21,8 @@ READING_STALE_PERIODS = 5
 """A reading not renewed for so many periods is Unknown: one or two late answers are ordinary."""
 READING_STALE_MIN_S = 10.0
 """...but never before this, because a manager may be busy for seconds."""
+CLOCKS_AGREE_S = 5.0
+"""A reading from further in the future than this comes from a clock that jumped."""
 
 # ------------------------------------------------------------------ managers
 CONNECT_TIMEOUT_S = 5.0
@@ -36,6 +38,9 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A demand answer lists the workers, about 300 bytes each; far above any real fleet, bounded all the same."""
 MAX_COUNT = 10_000_000
 """A count above this in an answer is garbage, not demand."""
+MAX_SECONDS = 1e9
+MIN_PART = 1e-4
+"""Of a worker: shares are rounded to four digits. These two keep sums and quotients of an answer finite."""
 MAX_PENDING = 100_000
 """Workers that another factory may claim to have under way."""
 MANAGER_GONE_S = 300.0
@@ -70,6 +75,8 @@ WORKERS_PER_CYCLE = 0
 """Unlimited. The published five make a ramp to hundreds of workers take hours; a pool that needs the limit sets it."""
 RETIRE_AFTER_S = 60.0
 """A worker is retired only when none of the last so many seconds needed it: starting one again costs about that."""
+RETIRE_ANSWER_S = 60.0
+"""A manager that has not answered a request to retire for so long never will."""
 RETIRE_RETRY_S = 30.0
 """A worker whose retirement was refused is not asked again before this."""
 WORKER_TIMEOUT_S = 300
@@ -114,6 +121,29 @@ TRIP_DIED_AT_START = 3
 TRIP_QUIT_AT_START = 20
 """Workers that leave at once with status 0 may be single-shot ones served between two looks; twenty are not."""
 TRIP_NEVER_CONNECTED = 3
+TRIP_HELD = 3
+"""A job is held for what it asks or for what was broken where it tried to start; three agree on the former."""
+HELD_S = 60.0
+"""A held job is replaced after this: some holds last only while files are sent. Never less than two listings."""
+TRIP_SHORT_LIFE = 3
+SHORT_LIFE_S = 60.0
+"""A worker that connects and ends badly within this is no fault of its pool; three of them on one host are the host's.
+One that is connected and lives on for so long shows that its host is good."""
+HOST_MEMORY_S = 3600.0
+"""What happened on a host an hour ago says nothing about it now."""
+HOST_EXCLUDED_FIRST_S = 1800.0
+HOST_EXCLUDED_MAX_S = 86_400.0
+"""A bad host is avoided for half an hour, then 1, 2, 4 ... hours, at the end for a day: somebody has to repair it."""
+KEPT_HOSTS = 20_000
+"""More hosts than any pool has; bounded all the same."""
+KEPT_REASONS = 20
+REASON_CHARS = 200
+"""Faults are counted by what was said, the most frequent twenty."""
+QUEUED_TOLD_S = 600.0
+"""What a batch system says about a job that has been queued for so long is told, once for each reason."""
+REQUEUED_S = 5.0
+"""A job that started again so much later than it did before was put back into the queue in between; less than that is
+two clocks."""
 TRIP_SUBMIT = 1
 """A refused or unanswered submission is repeated by nobody but us: back off at once."""
 BACKOFF_FIRST_S = 1.0

@@ -148,13 +148,15 @@ def _group(entry: object, shapes: int) -> Group:
     parts = _list(record, "parts")
     if len(parts) != shapes:
         raise RemoteProtocolError(f"manager answered for {len(parts)} shapes, asked were {shapes}")
-    shares = tuple(_amount(part, "a part") for part in parts)
+    shares = tuple(max(part, defaults.MIN_PART) if part else 0.0 for part in
+                   (_amount(each, "a part") for each in parts))
     if any(share > 1 for share in shares):
         raise RemoteProtocolError(f"manager's answer has parts = {parts!r}, more than a worker")
     tasks = _number(record, "tasks")
     if tasks > defaults.MAX_COUNT:
         raise RemoteProtocolError(f"manager's answer has tasks = {tasks:g}, more than can be true")
-    return Group(_text(record, "category"), tasks, None if seconds is None else _amount(seconds, "seconds"), shares,
+    return Group(_text(record, "category"), tasks,
+                 None if seconds is None else min(_amount(seconds, "seconds"), defaults.MAX_SECONDS), shares,
                  _asks(_mapping(record.get("asks"), "asks")))
 
 
@@ -216,7 +218,7 @@ def _number(record: Mapping[str, Any], key: str) -> float:
 
 
 def _amount(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise RemoteProtocolError(f"manager's answer has {key} = {value!r}, expected a number not below 0")
     return float(value)
 

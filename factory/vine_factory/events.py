@@ -80,10 +80,12 @@ class SettingsChanged:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """End all workers, then the factory. ``at_once``: without grace."""
+    """End all workers, then the factory. ``at_once``: without grace. ``keep``: end the factory alone; its workers go on
+    and the next start with the same identity adopts them."""
 
     reason: str
     at_once: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,15 @@ class OrderRow(NamedTuple):
     order: str
 
 
+class HostRow(NamedTuple):
+    """A host that a pool avoids until ``until``, for the ``level``-th time in a row; 0 = it is good again."""
+
+    pool: str
+    host: str
+    level: int
+    until: float
+
+
 @dataclass(frozen=True, slots=True)
 class WriteJournal:
     """Durably, before any action after it: these rows are new or changed, these jobs are over."""
@@ -147,6 +158,7 @@ class WriteJournal:
     over: tuple[str, ...]
     meters: tuple[MeterRow, ...] = ()
     orders: tuple[OrderRow, ...] = ()
+    hosts: tuple[HostRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

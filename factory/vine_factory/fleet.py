@@ -6,10 +6,10 @@ know policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 
 from vine_factory import defaults
-from vine_factory.events import JobRow, MeterRow, OrderRow, WriteJournal
+from vine_factory.events import HostRow, JobRow, MeterRow, OrderRow, WriteJournal
 from vine_factory.jobs import Fact, Job, JobState, advance
 
 _RESTORED = {JobState.INTENDED.value: JobState.INTENDED, JobState.DRAINING.value: JobState.DRAINING}
@@ -20,7 +20,10 @@ class Fleet:
 
     def __init__(self, rows: Iterable[JobRow] = (), now: float = 0.0) -> None:
         self.jobs: dict[str, Job] = {}
+        self._live: dict[str, dict[str, Job]] = {}     # by pool; those that are not over
+        self._ended: dict[str, Job] = {}
         self._changed: set[str] = set()
+        self._hosts: list[HostRow] = []
         self._meters: dict[str, MeterRow] = {}
         self._orders: dict[str, OrderRow] = {}
         for row in rows:
@@ -30,45 +33,69 @@ class Fleet:
                       connected_once=row.connected_once)
             if state is JobState.DRAINING:
                 job.leaving_since = now
-            self.jobs[row.intent_id] = job
+            self._keep(job)
 
-    def of_pool(self, pool: str) -> Iterator[Job]:
-        """Jobs of one pool that are not over."""
-        return (job for job in self.jobs.values() if job.pool == pool and job.state is not JobState.ENDED)
+    def of_pool(self, pool: str) -> Collection[Job]:
+        """Jobs of one pool that are not over. Take a copy to change states while going through them."""
+        return self._live.get(pool, {}).values()
 
     def live(self) -> list[Job]:
         """Jobs that are not over."""
-        return [job for job in self.jobs.values() if job.state is not JobState.ENDED]
+        return [job for jobs in self._live.values() for job in jobs.values()]
 
     def add(self, job: Job) -> None:
         """A new record."""
-        self.jobs[job.intent_id] = job
+        self._keep(job)
         self._changed.add(job.intent_id)
+
+    def _keep(self, job: Job) -> None:
+        self.jobs[job.intent_id] = job
+        self._live.setdefault(job.pool, {})[job.intent_id] = job
 
     def move(self, job: Job, fact: Fact, now: float, reason: str = "") -> None:
         """Advance a job and keep what hangs on its state in step."""
         advance(job, fact)
         self._changed.add(job.intent_id)
+        if job.state is not JobState.HELD:
+            job.held_since = None
         if job.state is JobState.ENDED:
+            del self._live[job.pool][job.intent_id]
+            self._ended[job.intent_id] = job
             job.ended_at, job.end_reason, job.workers = now, reason, ()
         elif job.state is JobState.DRAINING:
             job.leaving_since = now
             job.retire_asked_at = None
         elif job.state is JobState.CONNECTED:
-            job.connected_once = True
+            job.connected_once = job.connected_once or not job.requeued
             job.unconnected_since = None
         elif job.state is JobState.QUEUED:
             job.running_since = None
+        elif job.state is JobState.HELD:
+            job.held_since, job.running_since = now, None
         elif fact is Fact.REAPPEARED:
+            del self._ended[job.intent_id]
+            self._live.setdefault(job.pool, {})[job.intent_id] = job
             job.ended_at, job.end_reason, job.touched_at = None, "", now
         clear_absence(job)
 
+    def restarted(self, job: Job, running_since: float | None) -> None:
+        """The batch system has put the job back into its queue and maybe started it again: the worker that comes is a
+        new one, of which nothing is known."""
+        job.running_since, job.host, job.unconnected_since = running_since, "", None
+        job.connected_once = job.survived = job.proven = job.ours = False
+        job.requeued = running_since is None
+        self._changed.add(job.intent_id)
+
     def forget_old(self, now: float) -> None:
         """Drop jobs that ended long ago."""
-        old = [i for i, job in self.jobs.items()
-               if job.ended_at is not None and now - job.ended_at > defaults.ENDED_KEPT_S]
-        for intent_id in old:
-            del self.jobs[intent_id]
+        for intent_id, job in list(self._ended.items()):
+            if job.ended_at is not None and now - job.ended_at <= defaults.ENDED_KEPT_S:
+                return  # they are in the order in which they ended
+            del self._ended[intent_id], self.jobs[intent_id]
+
+    def note_hosts(self, rows: Iterable[HostRow]) -> None:
+        """Which hosts a pool avoids now, to go into the journal with the next changes."""
+        self._hosts += rows
 
     def note_meter(self, row: MeterRow) -> None:
         """What a pool has used, to go into the journal with the next changes."""
@@ -80,7 +107,7 @@ class Fleet:
 
     def take_changes(self) -> WriteJournal | None:
         """What the journal has to learn, None when nothing changed."""
-        if not self._changed and not self._meters and not self._orders:
+        if not (self._changed or self._meters or self._orders or self._hosts):
             return None
         rows, over = [], []
         for intent_id in sorted(self._changed):
@@ -90,10 +117,12 @@ class Fleet:
             else:
                 rows.append(JobRow(job.intent_id, job.pool, job.state.value, job.batch_id, job.created_at,
                                    job.connected_once))
-        change = WriteJournal(tuple(rows), tuple(over), tuple(self._meters.values()), tuple(self._orders.values()))
+        change = WriteJournal(tuple(rows), tuple(over), tuple(self._meters.values()),
+                              tuple(self._orders.values()), tuple(self._hosts))
         self._changed.clear()
         self._meters.clear()
         self._orders.clear()
+        self._hosts.clear()
         return change
 
     def check_invariants(self) -> None:
@@ -108,6 +137,8 @@ class Fleet:
             assert job.state is not JobState.DRAINING or job.leaving_since is not None, job
             assert not job.workers or job.state in (JobState.CONNECTED, JobState.DRAINING), job
             assert job.killed_at is None or job.cancelled_at is not None, job
+            assert (job.held_since is not None) == (job.state is JobState.HELD), job
+            assert (intent_id in self._live.get(job.pool, {})) == job.live == (intent_id not in self._ended), job
 
 
 def clear_absence(job: Job) -> None:

@@ -20,6 +20,7 @@ class JobState(str, Enum):
     INTENDED = "intended"      # journalled; the batch system may or may not have it
     SUBMITTED = "submitted"    # accepted by the batch system
     QUEUED = "queued"
+    HELD = "held"              # will not start by itself
     RUNNING = "running"        # started, not connected to a manager
     CONNECTED = "connected"    # a manager lists it
     DRAINING = "draining"      # told to leave, by a manager, by us or by itself
@@ -31,6 +32,7 @@ class Fact(str, Enum):
 
     ACCEPTED = "accepted"
     SEEN_QUEUED = "seen queued"
+    SEEN_HELD = "seen held"
     SEEN_RUNNING = "seen running"
     LISTED = "listed by a manager"
     UNLISTED = "no longer listed"
@@ -42,23 +44,27 @@ class Fact(str, Enum):
 _S, _F = JobState, Fact
 
 TABLE: dict[JobState, dict[Fact, JobState]] = {
-    _S.INTENDED: {_F.ACCEPTED: _S.SUBMITTED, _F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_RUNNING: _S.RUNNING,
-                  _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
-    _S.SUBMITTED: {_F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_RUNNING: _S.RUNNING, _F.LISTED: _S.CONNECTED,
-                   _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
-    _S.QUEUED: {_F.SEEN_RUNNING: _S.RUNNING, _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING,
-                _F.OVER: _S.ENDED},
+    _S.INTENDED: {_F.ACCEPTED: _S.SUBMITTED, _F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_HELD: _S.HELD,
+                  _F.SEEN_RUNNING: _S.RUNNING, _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING,
+                  _F.OVER: _S.ENDED},
+    _S.SUBMITTED: {_F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_HELD: _S.HELD, _F.SEEN_RUNNING: _S.RUNNING,
+                   _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
+    _S.QUEUED: {_F.SEEN_HELD: _S.HELD, _F.SEEN_RUNNING: _S.RUNNING, _F.LISTED: _S.CONNECTED,
+                _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
+    # Released by somebody, or the batch system has thought better of it.
+    _S.HELD: {_F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_RUNNING: _S.RUNNING, _F.LISTED: _S.CONNECTED,
+              _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
     # A batch system may put a running job back into its queue (preemption).
-    _S.RUNNING: {_F.SEEN_QUEUED: _S.QUEUED, _F.LISTED: _S.CONNECTED, _F.TOLD_TO_LEAVE: _S.DRAINING,
-                 _F.OVER: _S.ENDED},
+    _S.RUNNING: {_F.SEEN_QUEUED: _S.QUEUED, _F.SEEN_HELD: _S.HELD, _F.LISTED: _S.CONNECTED,
+                 _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
     _S.CONNECTED: {_F.UNLISTED: _S.RUNNING, _F.TOLD_TO_LEAVE: _S.DRAINING, _F.OVER: _S.ENDED},
     _S.DRAINING: {_F.OVER: _S.ENDED},
     # Taken for gone because listings did not have it, then seen alive: it is ours and counts again.
     _S.ENDED: {_F.REAPPEARED: _S.SUBMITTED},
 }
 
-WAITING = frozenset({_S.INTENDED, _S.SUBMITTED, _S.QUEUED, _S.RUNNING})
-"""States of a job that is expected to connect."""
+WAITING = frozenset({_S.INTENDED, _S.SUBMITTED, _S.QUEUED, _S.HELD, _S.RUNNING})
+"""States of a job that is expected to connect, or of which it is not known yet that it will not."""
 
 
 class Listed(NamedTuple):
@@ -70,7 +76,10 @@ class Listed(NamedTuple):
 
 @dataclass(slots=True)
 class Job:
-    """One job, which becomes one worker or several. Times: seconds since the epoch, None when it has not happened."""
+    """One job, which becomes one worker or several, and again when it was preempted.
+
+    Times: seconds since the epoch, None when it has not happened.
+    """
 
     intent_id: str
     pool: str
@@ -82,8 +91,14 @@ class Job:
     touched_at: float = 0.0             # listings asked for before this say nothing about the job
     seen: bool = False                  # in a listing, at least once
     running_since: float | None = None
+    started_at: float = 0.0             # by the batch system's clock, 0 = unknown
+    requeued: bool = False              # preempted, and not seen running again
     connected_once: bool = False
     survived: bool = False              # lived past the time in which broken workers die
+    proven: bool = False                # was connected, and lived on for a while
+    host: str = ""                      # where it runs or ran, in the batch system's words
+    held_since: float | None = None
+    held_words: str = ""
     manager: str = ""                   # key of a manager that lists or listed it
     workers: tuple[Listed, ...] = ()    # what managers say about its workers, () when unlisted
     unconnected_since: float | None = None

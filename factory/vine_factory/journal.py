@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 
 from taskvine_core.errors import ConfigError
-from vine_factory.events import JobRow, MeterRow, OrderRow, WriteJournal
+from vine_factory.events import HostRow, JobRow, MeterRow, OrderRow, WriteJournal
 
 SCHEMA_VERSION = 1
 METER_KEPT_S = 32 * 86_400.0
@@ -41,6 +41,8 @@ class Journal:
             self._database.execute("CREATE TABLE IF NOT EXISTS meters (pool TEXT NOT NULL, start REAL NOT NULL, "
                                    "core_s REAL NOT NULL, PRIMARY KEY (pool, start))")
             self._database.execute("CREATE TABLE IF NOT EXISTS orders (pool TEXT PRIMARY KEY, order_ TEXT NOT NULL)")
+            self._database.execute("CREATE TABLE IF NOT EXISTS hosts (pool TEXT NOT NULL, host TEXT NOT NULL, "
+                                   "level INTEGER NOT NULL, until REAL NOT NULL, PRIMARY KEY (pool, host))")
             self._database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.Error as problem:
             raise ConfigError(f"cannot use the journal {path}: {problem}",
@@ -58,6 +60,10 @@ class Journal:
     def orders(self) -> list[OrderRow]:
         """What was ordered for pools and not taken back."""
         return [OrderRow(*row) for row in self._database.execute("SELECT pool, order_ FROM orders")]
+
+    def hosts(self) -> list[HostRow]:
+        """Which hosts the pools avoid."""
+        return [HostRow(*row) for row in self._database.execute("SELECT pool, host, level, until FROM hosts")]
 
     def write(self, change: WriteJournal | None) -> None:
         """Apply one change, durably, after those that could not be written before. None: only those.
@@ -89,6 +95,8 @@ class Journal:
                 self._database.execute("INSERT OR REPLACE INTO orders VALUES (?, ?)", order)
             else:
                 self._database.execute("DELETE FROM orders WHERE pool = ?", (order.pool,))
+        self._database.executemany("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?, ?)", change.hosts)
+        self._database.execute("DELETE FROM hosts WHERE level = 0")
         for row in change.meters:
             self._database.execute("INSERT OR REPLACE INTO meters VALUES (?, ?, ?)", row)
             self._database.execute("DELETE FROM meters WHERE pool = ? AND start < ?",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from taskvine_core.records import NamedTuple
 from vine_factory import defaults
 from vine_factory.config import PoolSettings, Settings
 from vine_factory.decide import PoolState, expiring
@@ -72,10 +73,17 @@ def cancel(pool: str, jobs: list[Job], fleet: Fleet, force: bool, now: float, ca
     return CancelJobs(pool, tuple((job.intent_id, job.batch_id) for job in jobs), force, cause)
 
 
-def chase(settings: Settings, pool: str, fleet: Fleet, now: float, cause: int) -> tuple[list[Action], list[Job]]:
-    """Follow up on jobs that should have left or connected by now. Returns actions and the jobs never connected."""
+class Overdue(NamedTuple):
+    """Jobs that are replaced: never connected, and held."""
+
+    late: list[Job]
+    held: list[Job]
+
+
+def chase(settings: Settings, pool: str, fleet: Fleet, now: float, cause: int) -> tuple[list[Action], Overdue]:
+    """Follow up on jobs that should have left or connected by now. Returns actions and what they are about."""
     grace = settings.drain_grace_s
-    polite, force, late = [], [], []
+    polite, force, overdue = [], [], Overdue([], [])
     for job in fleet.of_pool(pool):
         if job.state is JobState.DRAINING:
             if job.cancelled_at is None:
@@ -84,10 +92,15 @@ def chase(settings: Settings, pool: str, fleet: Fleet, now: float, cause: int) -
             elif now - max(job.cancelled_at, job.killed_at or 0.0) >= grace:
                 force.append(job)
         elif job.unconnected_since is not None and now - job.unconnected_since >= settings.unconnected_s:
-            late.append(job)
+            overdue.late.append(job)
+        elif job.held_since is not None and now - job.held_since >= defaults.HELD_S:
+            overdue.held.append(job)
+        elif job.retire_asked_at is not None and now - job.retire_asked_at >= defaults.RETIRE_ANSWER_S:
+            job.retire_asked_at, job.retire_refused_at = None, now
     actions: list[Action] = []
-    if polite or late:
-        actions.append(cancel(pool, polite + late, fleet, False, now, cause))
+    polite += overdue.late + overdue.held
+    if polite:
+        actions.append(cancel(pool, polite, fleet, False, now, cause))
     if force:
         actions.append(cancel(pool, force, fleet, True, now, cause))
-    return actions, late
+    return actions, overdue

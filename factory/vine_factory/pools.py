@@ -56,15 +56,14 @@ class Pools:
         self._waiting: dict[str, list[str]] = {}  # pool -> intents that wait for an address
         self._listings: dict[str, Listing] = {}
 
-    def serve(self, pools: Sequence[PoolSettings], excluded: Collection[str]) -> None:
-        """Have a driver for exactly these pools, each with its present options."""
-        hosts = sorted(excluded)
+    def serve(self, pools: Sequence[PoolSettings], excluded: Mapping[str, Collection[str]]) -> None:
+        """Have a driver for exactly these pools, each with its present options. ``excluded``: hosts, by pool."""
         for name in self._drivers.keys() - {pool.name for pool in pools}:
             self._drivers.pop(name).close(0)
             del self._places[name]
             self._listings.pop(name, None)
         for pool in pools:
-            place = place_of(self._home, pool, hosts)
+            place = place_of(self._home, pool, sorted(excluded.get(pool.name, ())))
             if pool.name not in self._drivers:
                 self._drivers[pool.name] = BatchDriver(pool.name, self._maker(pool, place), self._home.factory_id,
                                                        self._post, self._listed, self._clock)

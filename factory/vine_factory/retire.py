@@ -46,9 +46,9 @@ class RecentHigh:
 
 
 def choose_queued(jobs: Iterable[Job], count: int) -> list[Job]:
-    """Up to ``count`` jobs that have not started, newest first: the oldest is next to start."""
-    queued = [job for job in jobs if job.state is JobState.QUEUED]
-    queued.sort(key=lambda job: (job.created_at, job.intent_id), reverse=True)
+    """Up to ``count`` jobs that have not started: held ones, then the newest; the oldest is next to start."""
+    queued = [job for job in jobs if job.state in (JobState.QUEUED, JobState.HELD)]
+    queued.sort(key=lambda job: (job.state is JobState.HELD, job.created_at, job.intent_id), reverse=True)
     return queued[:max(0, count)]
 
 

@@ -91,14 +91,14 @@ class Runner:
                           "configured", 0, {"pool": pool}), self.clock())
         settles_s = {pool.name: DRIVERS[pool.batch].settles_s for pool in settings.pools}
         self._core = FactoryCore(settings, settles_s, lambda: f"{run_id}-{next(numbers)}", rows, self._journal.meters(),
-                                 self.clock(), self._journal.orders())
+                                 self.clock(), self._journal.orders(), self._journal.hosts())
         self._configured = settings
         self._managers: dict[str, Reading[Demand]] = {}
         self._discovered: Reading[list[Found]] = Unknown("managers have not been looked for yet", self.clock())
         self._links = Links(self._make_link)
         self._own_name = socket.getfqdn()
         self._pools = Pools(home, delivery, self._inbox.put, self._on_listing, self.clock)
-        self._pools.serve(settings.pools, ())
+        self._pools.serve(settings.pools, self._excluded_hosts())
         self._discovery = Discovery(lambda: look(self._core.settings), self._on_discovery, self.clock)
         self._last_pass = float("-inf")
         self._woken = True
@@ -137,7 +137,7 @@ class Runner:
         self._check_config()
         self._write_journal(None, now)
         observed = self._observe(now)
-        self._pools.serve(self._core.settings.pools, self._blocked_hosts())
+        self._pools.serve(self._core.settings.pools, self._excluded_hosts())
         self._act(self._core.handle(observed, now), now)
         self._pools.submit_waiting(self._core.settings, self._addresses(), bool(self._core.stopping))
         standings = self._core.standings(now)
@@ -180,7 +180,7 @@ class Runner:
         if self._stop_deadline is None or at_once:
             grace = 0.0 if at_once else self._core.settings.drain_grace_s
             self._stop_deadline = now + grace + defaults.FINISH_MARGIN_S
-        self._act(self._core.handle(StopRequested(reason, at_once), now), now)
+        self._act(self._core.handle(StopRequested(reason, at_once, self._core.settings.leave), now), now)
         self._woken = True
 
     def _check_parent(self) -> None:
@@ -191,6 +191,9 @@ class Runner:
         if self._core.stopping and self._stop_deadline is None:  # the core's own wish, e.g. factory-timeout
             self._stop_deadline = now + self._core.settings.drain_grace_s + defaults.FINISH_MARGIN_S
         if self._stop_deadline is not None and now >= self._stop_deadline and self._status is None:
+            if self._core.keeping:  # a submission without answer: the next start finds what became of it
+                self._status = 0
+                return
             left = [f"{job.pool}:{job.batch_id or job.intent_id}" for job in self._core.fleet.live()]
             self._log.note(Note("left", f"{len(left)} workers could not be ended: {' '.join(left)}; the same command "
                                 "started again finds them", 0, {"jobs": left}), now)
@@ -213,7 +216,7 @@ class Runner:
 
     def _use(self, settings: Settings, now: float) -> None:
         self._act(self._core.handle(SettingsChanged(settings), now), now)
-        self._pools.serve(settings.pools, self._blocked_hosts())
+        self._pools.serve(settings.pools, self._excluded_hosts())
         for link in self._links.all():
             link.shapes = tuple(pool.shape for pool in settings.pools)
 
@@ -240,10 +243,11 @@ class Runner:
             self._woken = self._woken or _listing_key(before) != _listing_key(reading)
         self._inbox.put(take)
 
-    def _blocked_hosts(self) -> set[str]:
-        """Where the managers want no workers."""
-        return {host for reading in self._managers.values() if isinstance(reading, Known)
-                for host in reading.value.blocked_hosts}
+    def _excluded_hosts(self) -> dict[str, set[str]]:
+        """By pool: where the managers want no workers, and where workers end at once."""
+        blocked = {host for reading in self._managers.values() if isinstance(reading, Known)
+                   for host in reading.value.blocked_hosts}
+        return {pool: blocked.union(hosts) for pool, hosts in self._core.excluded_hosts(self.clock()).items()}
 
     def _addresses(self) -> tuple[str, ...]:
         """Of the managers that are served now; of those that can use workers, when there are any."""
@@ -330,7 +334,7 @@ class Runner:
     # -------------------------------------------------------------------------------------------- record
 
     def _record(self, now: float) -> None:
-        state = statefile.snapshot(self._core)
+        state = statefile.snapshot(self._core, now)
         if state == self._last_state and now - self._state_written_at < _STATE_HEARTBEAT_S:
             return
         self._last_state, self._state_written_at = state, now

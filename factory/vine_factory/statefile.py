@@ -25,7 +25,7 @@ def directory(state_directory: Path) -> Path:
     return state_directory / "factories"
 
 
-def snapshot(core: FactoryCore) -> dict[str, Any]:
+def snapshot(core: FactoryCore, now: float) -> dict[str, Any]:
     """What the core knows, as JSON-able data without times (so that equal states are equal)."""
     pools = []
     for pool in core.settings.pools:
@@ -42,7 +42,10 @@ def snapshot(core: FactoryCore) -> dict[str, Any]:
             "wanted": decision.wanted if decision else 0, "target": decision.target if decision else 0,
             "limit": binding.limit if binding else "", "why": sentence(decision) if decision else "",
             "decision": as_record(decision) if decision else None, "last_fault": state.health.last_words,
-            "faults": {kind.value: count for kind, count in state.health.total.items()}})
+            "faults": {kind.value: count for kind, count in state.health.total.items()},
+            "fault_words": {kind.value: breaker.last_words for kind, breaker in state.health.kinds.items()},
+            "fault_reasons": {kind.value: dict(breaker.reasons) for kind, breaker in state.health.kinds.items()},
+            "preempted": state.health.preempted, "excluded_hosts": list(state.hosts.excluded(now))})
     managers = [{"address": view.key, "project": view.last.project if view.last else "",
                  "answers": view.gone_since is None, "why": view.why_gone if view.gone_since is not None else "",
                  "tasks_waiting": view.last.tasks_waiting if view.last else 0,

@@ -8,7 +8,7 @@ from typing import Any
 from taskvine_core.secret import state_directory
 from vine_factory.statefile import read_all
 
-_COLUMNS = ("wanted", "target", "submitted", "queued", "running", "connected", "idle", "draining")
+_COLUMNS = ("wanted", "target", "submitted", "queued", "held", "running", "connected", "idle", "draining")
 
 
 def show(name: str | None, as_json: bool) -> int:

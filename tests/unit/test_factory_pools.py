@@ -97,7 +97,7 @@ def next_event(bench: Bench) -> Event:
 def test_a_batch_system_that_hangs_holds_up_neither_the_loop_nor_the_other_pools(bench: Bench) -> None:
     made = settings("hung", "good")
     started = time.monotonic()
-    bench.pools.serve(made.pools, ())
+    bench.pools.serve(made.pools, {})
     for pool in made.pools:
         bench.pools.submit(made, pool, (f"{pool.name}-1",), ())
     bench.pools.poll()
@@ -112,10 +112,10 @@ def test_a_batch_system_that_hangs_holds_up_neither_the_loop_nor_the_other_pools
 
 def test_a_changed_option_reaches_the_driver_before_the_next_submission(bench: Bench) -> None:
     made = settings("good")
-    bench.pools.serve(made.pools, ())
+    bench.pools.serve(made.pools, {})
     bench.pools.submit(made, made.pools[0], ("r-1",), ())
     next_event(bench)
-    bench.pools.serve([made.pools[0]._replace(blocks={"setup": "x\n"})], {"bad"})
+    bench.pools.serve([made.pools[0]._replace(blocks={"setup": "x\n"})], {"good": ["bad"]})
     bench.pools.submit(made, made.pools[0], ("r-2",), ())
     next_event(bench)
     place = bench.systems["good"].place
@@ -130,7 +130,7 @@ def needs_address(name: str) -> tuple[Settings, PoolSettings]:
 
 def test_workers_that_must_be_told_an_address_wait_for_one(bench: Bench) -> None:
     made, pool = needs_address("good")
-    bench.pools.serve(made.pools, ())
+    bench.pools.serve(made.pools, {})
     bench.pools.submit(made, pool, ("r-1",), ())
     bench.pools.submit_waiting(made, (), False)
     assert bench.commands == []
@@ -142,7 +142,7 @@ def test_workers_that_must_be_told_an_address_wait_for_one(bench: Bench) -> None
 
 def test_waiting_workers_are_given_up_when_cancelled_or_at_the_end(bench: Bench) -> None:
     made, pool = needs_address("good")
-    bench.pools.serve(made.pools, ())
+    bench.pools.serve(made.pools, {})
     bench.pools.submit(made, pool, ("r-1", "r-2"), ())
     bench.pools.cancel("good", [("r-1", "")], False)
     assert next_event(bench) == Refused("good", ("r-1",), "it was not needed any more")
@@ -155,7 +155,7 @@ def test_waiting_workers_are_given_up_when_cancelled_or_at_the_end(bench: Bench)
 def test_a_driver_that_cannot_be_made_is_an_unknown_listing_and_a_refusal(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     made = settings("good", directory=str(tmp_path / "file"))
-    bench.pools.serve(made.pools, ())
+    bench.pools.serve(made.pools, {})
     bench.pools.poll()
     _, listing = bench.listings.get(timeout=PATIENCE_S)
     assert not isinstance(listing, Known)
@@ -163,9 +163,9 @@ def test_a_driver_that_cannot_be_made_is_an_unknown_listing_and_a_refusal(bench:
 
 def test_a_pool_that_is_gone_has_no_driver_any_more(bench: Bench) -> None:
     made = settings("good", "other")
-    bench.pools.serve(made.pools, ())
+    bench.pools.serve(made.pools, {})
     bench.pools.poll()
     for _ in made.pools:
         bench.pools.take(*bench.listings.get(timeout=PATIENCE_S))
-    bench.pools.serve(made.pools[:1], ())
+    bench.pools.serve(made.pools[:1], {})
     assert set(bench.pools.readings(time.time())) == {"good"}

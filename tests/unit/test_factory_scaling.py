@@ -13,7 +13,8 @@ from taskvine_core.resources import Resources
 from vine_factory import defaults, limits
 from vine_factory.demand import Group, WorkerFacts
 from vine_factory.explain import Decision, sentence
-from vine_factory.health import Fault, PoolHealth, backoff_s
+from vine_factory.health import BUDGET, Fault, PoolHealth, backoff_s
+from vine_factory.hosts import Hosts, excluded_s
 from vine_factory.jobs import TABLE, Fact, Job, JobState, Listed, advance
 from vine_factory.packing import EPSILON, load, pack, whole, work_s
 from vine_factory.retire import RecentHigh, choose_idle, choose_queued
@@ -250,24 +251,61 @@ def test_of_the_queue_the_newest_leave_first() -> None:
 def test_two_deaths_are_hosts_three_are_the_pool() -> None:
     health = PoolHealth()
     assert [health.fault(Fault.DIED_AT_START, 0.0, "x", 1.0) for _ in range(3)] == [False, False, True]
-    assert health.gate(1.0, 0)[0] == 0
+    assert health.gate(1.0, ())[0] == 0
 
 
 def test_a_wave_of_deaths_is_one_step_of_backoff() -> None:
     health = PoolHealth()
     for _ in range(100):
         health.fault(Fault.DIED_AT_START, 0.0, "x", 1.0)
-    assert health.level == 1
-    assert health.gate(1.0 + defaults.BACKOFF_FIRST_S, 0) == (1, "100 x died at start: trying with one worker")
+    assert health.kinds[Fault.DIED_AT_START].level == 1
+    assert health.gate(1.0 + defaults.BACKOFF_FIRST_S, ()) == (1, "100 x died at start: trying with one worker")
 
 
 def test_only_one_probe_at_a_time_and_a_failed_one_doubles_the_pause() -> None:
     health = PoolHealth()
     health.fault(Fault.REJECTED, 0.0, "no", 1.0)
-    assert health.gate(3.0, 1)[0] == 0
+    assert health.gate(3.0, (2.5,))[0] == 0
+    assert health.gate(3.0, (0.5,))[0] == 1     # of before the trip, so no probe
     assert health.fault(Fault.REJECTED, 3.0, "no", 3.0)
-    assert health.gate(4.5, 0)[0] == 0
-    assert health.gate(5.0, 0)[0] == 1
+    assert health.gate(4.5, ())[0] == 0
+    assert health.gate(5.0, ())[0] == 1
+
+
+def test_each_kind_has_its_own_backoff_and_the_tightest_holds() -> None:
+    health = PoolHealth()
+    for at in (1.0, 2.0, 3.0, 4.0):
+        health.fault(Fault.REJECTED, at, "no account", at)
+    for _ in range(3):
+        health.fault(Fault.DIED_AT_START, 4.0, "ImportError", 4.0)
+    assert health.kinds[Fault.REJECTED].level == 4 and health.kinds[Fault.DIED_AT_START].level == 1
+    assert health.gate(5.5, ()) == (0, "4 x submission refused: next try with one worker in 6 s")
+    health.accepted(5.5)                        # cures what it disproves and no more
+    assert health.gate(5.5, ()) == (1, "3 x died at start: trying with one worker")
+    assert health.kinds[Fault.REJECTED].last_words == "no account"
+
+
+@pytest.mark.parametrize("kind", list(Fault))
+def test_every_kind_trips_at_its_own_budget_and_is_cured_by_a_connection(kind: Fault) -> None:
+    health = PoolHealth()
+    trips = [health.fault(kind, 0.0, "x", 1.0) for _ in range(BUDGET[kind])]
+    assert trips == [False] * (BUDGET[kind] - 1) + [True]
+    health.connected(0.5)                       # an old worker says nothing about new ones
+    assert health.gate(1.0, ())[0] == 0
+    health.connected(1.5)
+    assert health.gate(1.5, ()) == (None, "")
+    assert health.total == {kind: BUDGET[kind]}
+
+
+def test_faults_are_counted_by_reason_without_the_numbers_of_jobs_and_bounded() -> None:
+    health = PoolHealth()
+    for job in range(50):
+        health.fault(Fault.HELD, 0.0, f"job {job}.0: Transfer input files failure\nmore", 1.0)
+    for word in range(100):
+        health.fault(Fault.HELD, 0.0, chr(97 + word % 26) * (1 + word // 26), 1.0)
+    reasons = health.kinds[Fault.HELD].reasons
+    assert reasons["job #.#: Transfer input files failure"] == 50
+    assert len(reasons) == defaults.KEPT_REASONS
 
 
 def test_the_pause_doubles_up_to_its_cap() -> None:
@@ -275,16 +313,51 @@ def test_the_pause_doubles_up_to_its_cap() -> None:
     assert backoff_s(500) == defaults.BACKOFF_MAX_S
 
 
-def test_a_success_cures_what_it_disproves_and_no_more() -> None:
-    health = PoolHealth()
-    for _ in range(3):
-        health.fault(Fault.DIED_AT_START, 0.0, "x", 1.0)
-    health.accepted(5.0)
-    assert health.level == 1
-    health.connected(0.5)       # an old worker says nothing about new ones
-    assert health.level == 1
-    health.survived(5.0)
-    assert health.gate(5.0, 0) == (None, "")
+# -------------------------------------------------------------------------------------------------- hosts
+
+
+def test_a_host_that_ruins_workers_while_others_do_well_is_avoided_ever_longer() -> None:
+    hosts = Hosts()
+    hosts.good("fine", 0.0)
+    assert [hosts.bad("hole", 0.4, float(at)) for at in range(3)] == [None, None, 2 + defaults.HOST_EXCLUDED_FIRST_S]
+    assert hosts.excluded(3.0) == ("hole",)
+    again = 2 + defaults.HOST_EXCLUDED_FIRST_S
+    assert hosts.excluded(again) == ()
+    hosts.good("fine", again)
+    assert hosts.bad("hole", 0.4, again) == again + 2 * defaults.HOST_EXCLUDED_FIRST_S  # trust is used up
+    assert excluded_s(99) == defaults.HOST_EXCLUDED_MAX_S
+
+
+def test_when_all_hosts_are_bad_it_is_the_pool() -> None:
+    hosts = Hosts()
+    assert [hosts.bad(name, 1.0, 0.0) for name in "abcdef"] == [None] * 6
+    hosts.good("fine", 1.0)
+    assert sum(hosts.bad(name, 1.0, 2.0) is not None for name in "abcdef") == 1  # never more than do well
+
+
+def test_a_good_worker_clears_its_host_and_old_faults_are_forgotten() -> None:
+    hosts = Hosts()
+    hosts.good("fine", 0.0)
+    assert hosts.bad("h", 0.6, 0.0) is None
+    assert hosts.good("h", 1.0) is False
+    assert hosts.bad("h", 0.6, 2.0) is None
+    hosts.good("fine", defaults.HOST_MEMORY_S + 2)
+    assert hosts.bad("h", 0.6, defaults.HOST_MEMORY_S + 3) is None
+    assert hosts.bad("h", 0.6, defaults.HOST_MEMORY_S + 4) is not None
+    assert hosts.good("h", defaults.HOST_MEMORY_S + 5) is True
+    assert hosts.excluded(defaults.HOST_MEMORY_S + 5) == ()
+
+
+def test_an_exclusion_survives_as_a_row_and_the_book_of_hosts_is_bounded() -> None:
+    hosts = Hosts()
+    hosts.good("fine", 0.0)
+    hosts.bad("hole", 1.0, 0.0)
+    again = Hosts(hosts.rows("p", ["hole"]))
+    assert again.excluded(1.0) == ("hole",)
+    for number in range(defaults.KEPT_HOSTS + 10):
+        again.good(f"n{number}", 1.0)
+    assert len(again._hosts) <= defaults.KEPT_HOSTS
+    assert again.excluded(1.0) == ("hole",)
 
 
 # --------------------------------------------------------------------------------------- the table of a job

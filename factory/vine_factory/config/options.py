@@ -70,6 +70,8 @@ OPTIONS: dict[str, Option] = {option.key: option for option in (
     Option("debug-workers", "flag", False, _NONE, False, "workers write debug messages into their stderr"),
     Option("scratch-dir", "str", "", _NONE, False, "journal and workers' output go here"),
     Option("parent-death", "flag", False, _NONE, False, "end, with the workers, when the parent process dies"),
+    Option("leave", "flag", False, _NONE, False,
+           "leave the workers when the factory ends; the same command started again adopts them"),
     Option("retire-after", "float", defaults.RETIRE_AFTER_S, 0, False,
            "retire workers that have not been needed for so many seconds"),
     Option("manager-gone", "float", defaults.MANAGER_GONE_S, 0, False,
