@@ -227,6 +227,21 @@ def test_adoption_works_without_the_journal(bed: Bed) -> None:
     assert bed.workers() == before
 
 
+def test_a_factory_told_to_leave_its_workers_ends_alone_and_the_next_one_adopts_and_ends_them(bed: Bed) -> None:
+    arguments = ("--min", 2, "--max", 2, "localhost:1")
+    first = bed.factory("--leave", *arguments)
+    before = wait(lambda: len(found := bed.workers()) == 2 and found, "two workers")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(PATIENCE_S) == 0
+    assert "leaving 2 workers" in bed.log() and bed.workers() == before
+    second = bed.factory(*arguments)
+    wait(lambda: [p["running"] for s in bed.status() for p in s["pools"]] == [2], "both are known")
+    assert bed.workers() == before
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(PATIENCE_S) == 0
+    assert bed.workers() == {}
+
+
 def test_demand_brings_workers_and_idle_ones_leave_through_the_manager(bed: Bed, manager: StandInManager) -> None:
     manager.need = 3
     manager.jobs = lambda: list(bed.workers())

@@ -104,8 +104,8 @@ def test_nothing_to_say_leaves_the_number_and_no_step() -> None:
 
 
 def test_the_order_of_the_limits_is_this() -> None:
-    assert [name for name, _ in limits.CHAIN] == ["min", "max", "unknown", "hysteresis", "disruption", "worthwhile",
-                                                    "budget", "health", "max-idle", "per-cycle"]
+    assert [name for name, _ in limits.CHAIN] == ["min", "max", "drained", "unknown", "hysteresis", "disruption",
+                                                  "paused", "worthwhile", "budget", "health", "max-idle", "per-cycle"]
 
 
 def test_max_beats_min() -> None:
