@@ -61,6 +61,20 @@ class Bench(ABC):
     def end(self) -> None:
         """End all jobs."""
 
+    def polite(self) -> tuple[str, ...]:
+        """A job like LONG that leaves a mark when it ends because it was asked to."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return ("/bin/sh", "-c", f"trap 'sleep 0.2; echo > \"{self._mark}\"; exit 0' TERM USR2; "
+                                 "while :; do sleep 0.05; done")
+
+    def left_by_itself(self, status: JobStatus) -> bool:
+        """The ended job of `polite` was asked, and had time to do as it wished."""
+        return self._mark.exists()
+
+    @property
+    def _mark(self) -> Path:
+        return self.directory / "ended-by-itself"
+
     def nothing_left(self, job: JobHandle) -> bool:
         """No process of the job is there."""
         return True

@@ -49,6 +49,12 @@ class SimulatedBench(Bench):
         yield self.client()
         self.cluster.down = ""
 
+    def polite(self) -> tuple[str, ...]:
+        return LONG
+
+    def left_by_itself(self, status: JobStatus) -> bool:
+        return status.exit_code == 0  # one that is killed ends with -9
+
     def impossible(self) -> tuple[str, ...]:
         self.cluster.rejects = "invalid account"
         return LONG
