@@ -37,6 +37,10 @@ class Books:
         #: Objects workers offered that nobody has declared (yet): name -> worker keys.
         self.offered: dict[str, set[int]] = {}
         self.transfers: dict[int, Transfer] = {}
+        #: Objects the program waits to read that must be made again first.
+        self.wanted: set[str] = set()
+        #: Tasks that are over, whose worker is gone and whose outputs are still being taken in.
+        self.bereaved: dict[int, TaskRecord] = {}
         self.ready = ReadyQueue()
         self.index = WorkerIndex()
         self.out: list[Action] = []

@@ -217,6 +217,9 @@ class Completion:
         if task is None or run is None or run.uploads is None or transfer.id not in run.uploads:
             return
         run.uploads.discard(transfer.id)
+        if event.error and worker is None:
+            self.dispatcher.lose(task)
+            return
         if event.error:
             run.result = combine_results(run.result, VINE_RESULT_OUTPUT_TRANSFER_ERROR)
             run.error = run.error or event.error
@@ -244,6 +247,7 @@ class Completion:
     def _settle_when_here(self, task: TaskRecord, run: Run) -> None:
         if not run.uploads:
             run.worker.retrieving.pop(task.id, None)
+            self.books.bereaved.pop(task.id, None)
             if not run.worker.busy:
                 run.worker.idle_since = self.books.now
             self.settle(task)

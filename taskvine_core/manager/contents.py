@@ -24,7 +24,7 @@ class Contents:
         self.books = books
         self.staging = staging
         self.lineage = lineage
-        self.wanted: set[str] = set()
+        self.wanted = books.wanted
 
     def want(self, name: str) -> None:
         """The program asks for an object."""

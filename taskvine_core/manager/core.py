@@ -320,6 +320,10 @@ class ManagerCore:
         """An input can never be had."""
         self.dispatcher.fail_unplaced(task, reason)
 
+    def call_off(self, task: TaskRecord) -> None:
+        """Nobody needs what it makes."""
+        self.dispatcher.stop(task, "nobody needs what it makes any more")
+
     # ------------------------------------------------------------------ time
 
     def _tick(self, event: ev.Tick) -> None:

@@ -316,14 +316,14 @@ class Dispatcher:
         self.pace[category] = execute_s if old is None else old + PACE_WEIGHT * (execute_s - old)
 
     def lose(self, task: TaskRecord) -> None:
-        """The worker of a running or retrieving task is gone: again, unless its retries are used up."""
+        """A task's worker is gone, with what it had not delivered yet: again, unless its retries are used up."""
         run = task.run
         assert run is not None
         earlier = self._earlier(task)
         lost_s = max(0.0, self.books.now - run.commit_end)
         earlier.execute_failure_s += lost_s
         earlier.execute_all_s += lost_s
-        self.release(task) if task.state == VINE_TASK_RUNNING else run.worker.retrieving.pop(task.id, None)
+        self.release(task) if task.state == VINE_TASK_RUNNING else self._stop_retrieving(task, run)
         if self._retries_used(task):
             run.result = run.result or VINE_RESULT_FORSAKEN
             run.error = "its worker was lost and no retry is left"
@@ -455,10 +455,12 @@ class Dispatcher:
 
     def cancel(self, task: TaskRecord) -> bool:
         """Stop a user task; it comes back as cancelled. False when it is too late."""
-        if task.kind != VINE_TASK_TYPE_STANDARD:
-            return False
+        return task.kind == VINE_TASK_TYPE_STANDARD and self.stop(task, "cancelled by the program")
+
+    def stop(self, task: TaskRecord, reason: str) -> bool:
+        """End a task wherever it is, as cancelled. False when it is too late."""
         if task.state == VINE_TASK_READY:
-            self.fail(task, VINE_RESULT_CANCELLED, "cancelled by the program")
+            self.fail(task, VINE_RESULT_CANCELLED, reason)
             return True
         run = task.run
         if run is None:
@@ -468,13 +470,17 @@ class Dispatcher:
             self.books.observer.task_kill(self.books.now, task.id, run.worker.key)
             self.release(task)
         elif task.state == VINE_TASK_WAITING_RETRIEVAL:
-            run.worker.retrieving.pop(task.id, None)
-            for transfer_id in run.uploads or ():
-                self.staging.end_upload(transfer_id)
-                self.books.out.append(CancelUpload(transfer_id))
-        run.result, run.error = VINE_RESULT_CANCELLED, "cancelled by the program"
+            self._stop_retrieving(task, run)
+        run.result, run.error = VINE_RESULT_CANCELLED, reason
         self.finish(task)
         return True
+
+    def _stop_retrieving(self, task: TaskRecord, run: Run) -> None:
+        run.worker.retrieving.pop(task.id, None)
+        self.books.bereaved.pop(task.id, None)
+        for transfer_id in run.uploads or ():
+            self.staging.end_upload(transfer_id)
+            self.books.out.append(CancelUpload(transfer_id))
 
     # ------------------------------------------------------------------ inputs that do not come
 

@@ -27,7 +27,7 @@ Contents = bytes | Path
 
 
 class _Upload:
-    __slots__ = ("final", "mode", "name", "purpose", "temp")
+    __slots__ = ("begun", "final", "mode", "name", "purpose", "temp")
 
     def __init__(self, name: str, final: Path, temp: Path, purpose: str, mode: int) -> None:
         self.name = name
@@ -35,6 +35,7 @@ class _Upload:
         self.temp = temp
         self.purpose = purpose
         self.mode = mode
+        self.begun = False
 
 
 class Effects:
@@ -138,6 +139,15 @@ class Effects:
         with self._lock:
             self._uploads.pop(transfer_id, None)
 
+    def sender_gone(self, transfer_id: int) -> ev.UploadEnded | None:
+        """The worker is lost. None when the upload is over or arriving: whoever receives it tells how it ends."""
+        with self._lock:
+            upload = self._uploads.get(transfer_id)
+            if upload is None or upload.begun:
+                return None
+            del self._uploads[transfer_id]
+        return ev.UploadEnded(transfer_id, 0, b"", False, f"{upload.name}: its worker is lost")
+
     def forget_contents(self, name: str) -> None:
         """The program does not want a buffer's contents any more."""
         held = self.contents.pop(name, None)
@@ -188,8 +198,9 @@ class Effects:
         """Where to receive an expected upload; None refuses it."""
         with self._lock:
             upload = self._uploads.get(transfer_id)
-        if upload is None or upload.name != name:
-            return None
+            if upload is None or upload.name != name:
+                return None
+            upload.begun = True
         try:
             upload.temp.parent.mkdir(parents=True, exist_ok=True)
             _remove(upload.temp)

@@ -257,6 +257,13 @@ class CancelUpload(NamedTuple):
     transfer_id: int
 
 
+class SenderGone(NamedTuple):
+    """The worker of this upload is lost. It ends all the same, with exactly one UploadEnded: what has begun to arrive
+    may be complete, what has not is told to have failed."""
+
+    transfer_id: int
+
+
 class Complete(NamedTuple):
     """A user task is finished; the program may have it."""
 
@@ -286,6 +293,7 @@ class Notice(NamedTuple):
     text: str
 
 
-Action = (Send | SendLocal | CheckLocal | StoreInline | AppendWatched | ExpectUpload | CancelUpload | Complete
+Action = (Send | SendLocal | CheckLocal | StoreInline | AppendWatched | ExpectUpload | CancelUpload | SenderGone
+          | Complete
          | ContentsArrived
           | Disconnect | Notice)

@@ -165,8 +165,9 @@ class Fleet:
         self.lost_uploads(self.staging.worker_gone(worker))
         for task in list(worker.queued.values()):
             self.dispatcher.take_back(task)
-        for task in [*worker.running.values(), *worker.retrieving.values()]:
+        for task in list(worker.running.values()):
             self.dispatcher.lose(task)
+        books.bereaved.update(worker.retrieving)  # over and reported: only what does not arrive is lost
 
     def _removal_reason(self, worker: WorkerRecord, reason: str, was_leaving: bool) -> str:
         if not was_leaving:

@@ -51,6 +51,7 @@ def _check_tasks(core: ManagerCore) -> None:
         elif task.state == VINE_TASK_WAITING_RETRIEVAL:
             assert task.run is not None and task.run.uploads, f"task {task.id} waits for nothing"
             assert task.id in task.run.worker.retrieving
+            assert (task.id in books.bereaved) == (task.run.worker.key not in books.workers)
     assert ready == books.ready.count, f"{ready} tasks stand in the queue, it says {books.ready.count}"
     assert blocked == core.lineage.blocked, f"{blocked} tasks are blocked, lineage says {core.lineage.blocked}"
     assert users == core.user_tasks, f"{users} user tasks, counter says {core.user_tasks}"
@@ -95,8 +96,9 @@ def _check_files(books: Books) -> None:
 def _check_transfers(books: Books) -> None:
     outgoing = dict.fromkeys(books.workers, 0)
     for transfer in books.transfers.values():
-        assert transfer.dest in books.workers, "a transfer to or from a worker that is gone"
-        if transfer.source == TO_MANAGER:
+        if transfer.dest not in books.workers:
+            assert transfer.task_id in books.bereaved, "a transfer to or from a worker that is gone"
+        elif transfer.source == TO_MANAGER:
             outgoing[transfer.dest] += 1
         elif transfer.source >= 0 and transfer.source in outgoing:
             outgoing[transfer.source] += 1

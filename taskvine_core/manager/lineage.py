@@ -18,6 +18,7 @@ from taskvine_core.constants import (
     VINE_TASK_DONE,
     VINE_TASK_READY,
     VINE_TASK_RETRIEVED,
+    VINE_TASK_RUNNING,
     VINE_TASK_TYPE_RECOVERY,
     VINE_TEMP,
 )
@@ -39,6 +40,9 @@ class Queueing(Protocol):
     def fail_unplaced(self, task: TaskRecord, reason: str) -> None:
         """An input can never be had: return the task as "input missing"."""
 
+    def call_off(self, task: TaskRecord) -> None:
+        """Nobody needs what a recovery task makes any more: end it."""
+
 
 class Lineage:
     """Uses, waiters, recovery."""
@@ -51,6 +55,8 @@ class Lineage:
         #: Lost temps to look at, one after the other: chains may be longer than Python's stack is deep.
         self._lost: deque[tuple[FileRecord, bool]] = deque()
         self._looking = False
+        #: Temps whose recovery may have become useless, likewise.
+        self._idle: deque[FileRecord] = deque()
         self._hopeless: set[int] = set()  # tasks that end because an input can never be had
 
     # ------------------------------------------------------------------ tasks come and go
@@ -124,6 +130,8 @@ class Lineage:
             file.users -= 1
             if not file.users:
                 self._unused(file)
+            elif file.recovery is not None:
+                self._reconsider(file)
         for mount in task.spec.outputs:
             made = files.get(mount.name)
             if made is not None:
@@ -133,8 +141,10 @@ class Lineage:
         file.users -= 1
         if task.kind != VINE_TASK_TYPE_RECOVERY and file.decl.kind != VINE_TEMP:
             self._written(file, task)
-        elif file.waiters and not file.available:
+        elif file.waiters and file.users and not file.available:
             self._after_failed_making(file, task)
+        elif file.recovery is task:
+            file.recovery = None
         if not file.users:
             self._unused(file)
 
@@ -166,6 +176,37 @@ class Lineage:
         """Its entries among the waiters are skipped when they are met: no walk over a million waiters here."""
         task.blocked = 0
         self.blocked -= 1
+
+    # ------------------------------------------------------------------ recoveries that nobody needs any more
+
+    def _reconsider(self, file: FileRecord) -> None:
+        """One reader less, or the program gave the file up: end its recovery if that was for nobody else."""
+        self._idle.append(file)
+        if len(self._idle) > 1:
+            return  # below is the loop: a chain of recoveries falls from its end
+        while self._idle:
+            recovery = self._idle[0].recovery
+            if recovery is not None and self._is_useless(recovery):
+                for mount in recovery.spec.outputs:
+                    made = self.books.files.get(mount.name)
+                    if made is not None and made.recovery is recovery:
+                        made.recovery = None
+                        made.recoveries = max(0, made.recoveries - 1)  # it was not tried in vain
+                self.queueing.call_off(recovery)
+            self._idle.popleft()
+
+    def _is_useless(self, recovery: TaskRecord) -> bool:
+        """Does nobody read what it makes? When the program could still name a temp it is made all the same if a
+        worker has begun, or if copies are to be kept."""
+        if recovery.state not in (VINE_TASK_READY, VINE_TASK_RUNNING):
+            return False
+        books = self.books
+        keep = recovery.state == VINE_TASK_RUNNING or books.tuning.temp_replica_count > 1
+        for mount in recovery.spec.outputs:
+            file = books.files.get(mount.name)
+            if file is not None and (file.users > 1 or file.name in books.wanted or (file.declared and keep)):
+                return False
+        return True
 
     # ------------------------------------------------------------------ files come and go
 
@@ -254,11 +295,14 @@ class Lineage:
         """The program is done with a file; tasks already submitted keep their use of it."""
         file.declared = False
         self._unused(file)
+        if file.recovery is not None:
+            self._reconsider(file)
 
     def _unused(self, file: FileRecord) -> None:
         """No unfinished task uses the file: what may be deleted now?"""
         if file.users:
             return
+        file.waiters = None  # all of them were cancelled
         over = not file.declared or file.level == VINE_CACHE_LEVEL_TASK
         if over and (file.replicas or file.kept is not None) and file.level < VINE_CACHE_LEVEL_FOREVER:
             self.staging.unlink_everywhere(file)

@@ -28,12 +28,16 @@ STATE_TEXT = ("idle", "draining", "draining")
 def hungry_now(books: Books) -> int:
     """Section 9.7 on the current books."""
     running = sum(len(w.running) + len(w.queued) for w in books.workers.values())
-    waiting = len(books.tasks) - running - sum(len(w.retrieving) for w in books.workers.values())
+    waiting = len(books.tasks) - running - _retrieving(books)
     depth = books.tuning.attempt_schedule_depth
     ready = Counter(task.spec.resources for task in islice(books.ready.tasks(), depth))
     return hungry(waiting=waiting, running=running, workers=len(books.workers), committed=_committed(books),
                   total=_total(books), minimum=books.tuning.hungry_minimum, factor=books.tuning.hungry_minimum_factor,
                   ready=ready.items())
+
+
+def _retrieving(books: Books) -> int:
+    return len(books.bereaved) + sum(len(w.retrieving) for w in books.workers.values())
 
 
 def _total(books: Books) -> Resources:
@@ -59,7 +63,7 @@ def refresh_stats(core: ManagerCore) -> None:
     stats.workers_busy = sum(1 for w in workers if w.busy)
     stats.workers_idle = stats.workers_connected - stats.workers_busy
     stats.tasks_running = sum(len(w.running) + len(w.queued) for w in workers)
-    stats.tasks_with_results = sum(len(w.retrieving) for w in workers)
+    stats.tasks_with_results = _retrieving(books)
     stats.tasks_on_workers = stats.tasks_running + stats.tasks_with_results
     stats.tasks_waiting = len(books.tasks) - stats.tasks_on_workers
     stats.workers_able = _able(core)

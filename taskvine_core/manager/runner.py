@@ -424,6 +424,8 @@ class ManagerRunner:
             effects.expect(action)
         elif isinstance(action, ev.CancelUpload):
             effects.cancel(action.transfer_id)
+        elif isinstance(action, ev.SenderGone):
+            self._react(effects.sender_gone(action.transfer_id))
         elif isinstance(action, ev.ContentsArrived):
             self._arrivals[action.name] = action
         elif isinstance(action, ev.AppendWatched):

@@ -21,7 +21,7 @@ from taskvine_core.constants import (
     VINE_URL,
 )
 from taskvine_core.manager.books import Books
-from taskvine_core.manager.events import CancelUpload, CheckLocal, ExpectUpload, SendLocal
+from taskvine_core.manager.events import CancelUpload, CheckLocal, ExpectUpload, SenderGone, SendLocal
 from taskvine_core.manager.outliers import TransferRate
 from taskvine_core.manager.records import (
     FROM_MANAGER,
@@ -513,12 +513,16 @@ class Staging:
                 self._end(transfer.id, worker)
 
     def worker_gone(self, worker: WorkerRecord) -> list[Transfer]:
-        """Forget a worker's replicas and transfers; returns its uploads to the manager, which will not come."""
+        """Forget a worker's replicas and transfers; returns its uploads to the manager, which will not come, without
+        those that ended tasks wait for."""
         books = self.books
         uploads = []
         moving = books.transfers.values() if worker.incoming or worker.outgoing else ()
         for transfer in [t for t in moving if worker.key in (t.dest, t.source)]:
             if transfer.source == TO_MANAGER:
+                if transfer.purpose in ("output", "stdout"):
+                    books.out.append(SenderGone(transfer.id))  # all of it may be here: its end will tell
+                    continue
                 uploads.append(transfer)
                 del books.transfers[transfer.id]
                 books.out.append(CancelUpload(transfer.id))

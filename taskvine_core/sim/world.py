@@ -24,7 +24,7 @@ from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from taskvine_core.sim.clock import Clock
 from taskvine_core.sim.network import LATENCY_S, Network
-from taskvine_core.sim.worker import SimWorker, digest_of
+from taskvine_core.sim.worker import OUTPUT_BYTES, SimWorker, digest_of
 
 
 class Faults(NamedTuple):
@@ -208,6 +208,8 @@ class World:
             self.expected[action.transfer_id] = action
         elif isinstance(action, ev.CancelUpload):
             self.expected.pop(action.transfer_id, None)
+        elif isinstance(action, ev.SenderGone):
+            self._sender_gone(action.transfer_id)
         elif isinstance(action, ev.Disconnect):
             self._cut(action.key)
         elif isinstance(action, ev.StoreInline):
@@ -217,6 +219,17 @@ class World:
             self.watched[action.path] += len(action.data)
         elif isinstance(action, ev.CheckLocal | ev.SendLocal):
             self._read_local(action)
+
+    def _sender_gone(self, transfer_id: int) -> None:
+        """The last bytes of an upload may have been on their way when its worker died."""
+        core, expected = self.core, self.expected.pop(transfer_id, None)
+        if expected is None:
+            return
+        error = self.rng.choice(("", "connection lost"))
+        if not error:
+            self.local_files.add(expected.path)
+        ended = ev.UploadEnded(transfer_id, 0 if error else OUTPUT_BYTES, b"", False, error)
+        self.clock.after(LATENCY_S, lambda: self.tell(ended) if core is self.core else None)
 
     def _answer_store(self, action: ev.StoreInline) -> None:
         core = self.core

@@ -8,6 +8,7 @@ from manager_rig import FOUR_CORES, OTHER_SHA, SHA, Rig
 from taskvine_core.constants import VINE_FILE, VINE_MINI_TASK, VINE_RESULT_INPUT_MISSING, VINE_URL
 from taskvine_core.manager import events as ev
 from taskvine_core.manager import staging
+from taskvine_core.manager.invariants import check_invariants
 from taskvine_core.manager.lineage import MAX_RECOVERIES
 from taskvine_core.manager.records import TO_MANAGER
 from taskvine_core.manager.staging import GIVE_UP_AFTER, ORIGIN_COPIES
@@ -439,6 +440,77 @@ def test_two_lost_outputs_of_one_task_are_made_by_one_recovery() -> None:
     rig.submit(inputs=(a,))
     rig.submit(inputs=(b,))
     assert len(recoveries(rig)) == 1
+
+
+def chain_to_recover(rig: Rig) -> tuple[int, str]:
+    """a -> b -> reader; both temps are lost, so both are to be made again. The reader and the name of b."""
+    home = rig.join()
+    a, b = rig.temp("a"), rig.temp("b")
+    rig.finish(rig.submit("make a", outputs=(a,)))
+    rig.finish(rig.submit("make b", inputs=(a,), outputs=(b,)))
+    rig.gone(home)
+    reader = rig.submit(inputs=(b,))
+    assert len(recoveries(rig)) == 2
+    return reader, b
+
+
+def test_recoveries_that_wait_end_when_their_last_reader_is_cancelled() -> None:
+    rig = Rig()
+    reader, b = chain_to_recover(rig)
+    other = rig.submit(inputs=(b,))
+    rig.core.cancel((reader,))
+    assert len(recoveries(rig)) == 2, "another task still reads it"
+    rig.core.cancel((other,))
+    check_invariants(rig.core)
+    assert not rig.core.tasks and not rig.core.lineage.blocked
+    rig.join()
+    late = rig.submit(inputs=(b,))
+    for command in ("make a", "make b"):
+        (recovery,) = [t for t in recoveries(rig) if rig.where(t) is not None]
+        assert rig.core.tasks[recovery].spec.command == command
+        rig.finish(recovery)
+    rig.finish(late)
+    assert rig.outcomes[late].result == 0
+
+
+def test_a_recovery_that_runs_goes_on_while_the_program_may_still_name_the_temp_and_is_killed_when_not() -> None:
+    rig = Rig()
+    reader, _ = chain_to_recover(rig)
+    key = rig.join()
+    (running,) = [t for t in recoveries(rig) if rig.where(t) is not None]
+    rig.tell(ev.Cancel((reader,)))
+    assert recoveries(rig) == [running], "the one that had not begun is called off"
+    rig.tell(ev.Undeclare("temp-rnd-a"))
+    assert not recoveries(rig) and rig.sent(msg.Kill, key) == [msg.Kill((running,))]
+
+
+def test_recoveries_go_on_without_readers_when_copies_are_to_be_kept_or_the_program_reads_the_temp_itself() -> None:
+    rig = Rig()
+    rig.core.tuning.set("temp-replica-count", 2)
+    reader, b = chain_to_recover(rig)
+    rig.tell(ev.Cancel((reader,)))
+    assert len(recoveries(rig)) == 2
+    rig = Rig()
+    reader, b = chain_to_recover(rig)
+    rig.tell(ev.WantContents(b))
+    rig.tell(ev.Cancel((reader,)))
+    assert len(recoveries(rig)) == 2
+
+
+def test_a_chain_of_a_thousand_recoveries_falls_when_its_reader_is_cancelled() -> None:
+    rig = Rig()
+    home = rig.join()
+    names = [rig.temp(f"t{n}") for n in range(1000)]
+    for before, name in zip([None, *names], names, strict=False):
+        rig.core.handle_all((ev.Submit(rig.new_task_id(), TaskSpec(
+            f"make {name}", inputs=(Mount(before, "in"),) if before else (), outputs=(Mount(name, "o0"),))),), rig.now)
+        (task,) = rig.core.tasks
+        rig.finish(task)
+    rig.gone(home)
+    reader = rig.submit(inputs=(names[-1],))
+    assert len(recoveries(rig)) == 1000
+    rig.tell(ev.Cancel((reader,)))
+    assert not rig.core.tasks
 
 
 def test_a_task_waits_for_a_local_file_that_another_task_is_making() -> None:

@@ -7,6 +7,7 @@ from manager_rig import FOUR_CORES, ONE, Rig
 
 from taskvine_core.constants import (
     VINE_FAILURE_ONLY,
+    VINE_FILE,
     VINE_RESULT_CANCELLED,
     VINE_RESULT_FORSAKEN,
     VINE_RESULT_INPUT_MISSING,
@@ -50,6 +51,72 @@ def test_a_failing_command_is_a_success_with_its_exit_code_and_is_not_retried() 
     task = rig.submit(retries=5)
     rig.finish(task, exit_code=3)
     assert (rig.outcomes[task].result, rig.outcomes[task].exit_code, rig.outcomes[task].dispatches) == (0, 3, 1)
+
+
+def finish_with_upload(rig: Rig) -> tuple[int, int, int, str]:
+    """A task whose outputs, one large and one small file, are on their way: worker, task, transfer and temp."""
+    key = rig.join()
+    large = rig.declare("file-rnd-large", VINE_FILE, source="/out/large")
+    temp = rig.temp("t")
+    task = rig.submit(outputs=(large, temp))
+    rig.finish(task, inline=False)
+    (upload,) = rig.sent(msg.Upload, key)
+    return key, task, upload.transfer_id, temp
+
+
+def test_a_task_whose_outputs_are_all_at_the_manager_is_done_although_its_worker_died_meanwhile() -> None:
+    rig = Rig()
+    key = rig.join()
+    name = rig.declare("file-rnd-small", VINE_FILE, source="/out/small")
+    task = rig.submit(outputs=(name,))
+    rig.finish(task)
+    (store,) = rig.done_actions(ev.StoreInline)
+    rig.gone(key)
+    other = rig.join()
+    assert not rig.sent(msg.Dispatch, other), "it ran again"
+    rig.tell(ev.Stored(task, store.store_id, ""))
+    assert rig.outcomes[task].result == 0 and rig.outcomes[task].dispatches == 1
+
+
+def test_an_upload_that_arrives_whole_ends_its_task_although_the_worker_died_meanwhile() -> None:
+    rig = Rig()
+    key, task, transfer, temp = finish_with_upload(rig)
+    reader = rig.submit(inputs=(temp,))
+    rig.finish(reader)
+    rig.gone(key)
+    assert rig.done_actions(ev.SenderGone) == [ev.SenderGone(transfer)]
+    rig.join()
+    rig.tell(ev.UploadEnded(transfer, 10, b"", False, ""))
+    assert rig.outcomes[task].result == 0 and rig.outcomes[task].dispatches == 1
+
+
+def test_a_lost_temp_of_a_task_whose_upload_still_arrived_is_made_again_for_its_reader() -> None:
+    rig = Rig()
+    key, task, transfer, temp = finish_with_upload(rig)
+    rig.gone(key)
+    rig.join()
+    reader = rig.submit(inputs=(temp,))
+    assert rig.where(reader) is None
+    rig.tell(ev.UploadEnded(transfer, 10, b"", False, ""))
+    assert task in rig.outcomes and rig.core.stats.tasks_recovery == 1
+
+
+def test_a_task_whose_upload_breaks_off_with_its_worker_runs_again() -> None:
+    rig = Rig()
+    key, task, transfer, _ = finish_with_upload(rig)
+    rig.gone(key)
+    again = rig.join()
+    rig.tell(ev.UploadEnded(transfer, 0, b"", False, "connection lost"))
+    assert rig.where(task) == again and not rig.core.books.bereaved
+
+
+def test_a_task_whose_worker_is_gone_can_be_cancelled_while_its_outputs_are_taken_in() -> None:
+    rig = Rig()
+    key, task, transfer, _ = finish_with_upload(rig)
+    rig.gone(key)
+    assert rig.core.cancel((task,)) == 1
+    rig.tell(ev.UploadEnded(transfer, 10, b"", False, ""))
+    assert rig.outcomes[task].result == VINE_RESULT_CANCELLED and not rig.core.books.transfers
 
 
 def test_a_second_report_of_the_same_attempt_changes_nothing() -> None:
@@ -99,15 +166,6 @@ def test_a_task_whose_worker_is_lost_runs_again_and_the_lost_attempt_counts() ->
     assert rig.core.task_state(task) == VINE_TASK_READY
     rig.join()
     assert rig.core.tasks[task].attempts == 2
-
-
-def test_a_task_that_waits_for_its_outputs_runs_again_when_the_worker_is_lost() -> None:
-    rig = Rig()
-    first = rig.join()
-    task = rig.submit(outputs=(rig.result_buffer("big"),))
-    rig.finish(task, inline=False)
-    rig.gone(first)
-    assert rig.core.task_state(task) == VINE_TASK_READY
 
 
 def test_the_last_retry_lost_with_its_worker_returns_the_task_as_forsaken() -> None:
