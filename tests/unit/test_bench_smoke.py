@@ -42,7 +42,8 @@ _BY_SIZE = {("detail", f"{count} workers") for count in (50, 200, 500)}
 
 
 def test_every_script_is_run_by_run_all():
-    scripts = {path.name for path in BENCH.glob("bench_*.py")} - {"bench_support.py"}
+    # bench_batch.py starts a real batch system, which not every machine can.
+    scripts = {path.name for path in BENCH.glob("bench_*.py")} - {"bench_support.py", "bench_batch.py"}
     assert scripts == {bench.script for bench in run_all.BENCHES.values()}
 
 

@@ -115,9 +115,11 @@ def test_no_option_adds_a_line_or_swallows_one(key: str) -> None:
     lines = text(place()).count("\n")
     with pytest.raises(ConfigError):
         text(place(**{key: "x\nqueue 100"}))
-    with pytest.raises(ConfigError):
-        text(place(**{key: "x\\"}))
-        raise ConfigError("not in the description at all")
+    try:
+        made = text(place(**{key: "x\\"}))
+    except ConfigError:
+        made = ""
+    assert not [line for line in made.splitlines() if line.endswith("\\")]
     assert text(place(**{key: "x"})).count("\n") <= lines + 1
 
 
