@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from clusters import htcondor
+from clusters import gridengine, htcondor
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,23 @@ def htcondor_pool() -> Iterator[htcondor.Pool]:
             patch.setenv(name, value)
         yield pool
     pool.down()
+
+
+@pytest.fixture(scope="session")
+def grid_engine() -> Iterator[gridengine.GridEngine]:
+    """A Grid Engine, and this process's environment set up as a client of it."""
+    cluster = gridengine.GridEngine()
+    try:
+        try:
+            environment = cluster.up()
+        except htcondor.CannotStart as problem:
+            cannot(f"no Grid Engine here: {problem}")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            yield cluster
+    finally:
+        cluster.down()
 
 
 def cannot(reason: str) -> None:

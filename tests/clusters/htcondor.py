@@ -44,8 +44,7 @@ class Pool:
         self._script("up", UP_S)
         lines = self._script("env", TOOL_S).splitlines()
         self.environment = dict(line.split("=", 1) for line in lines)
-        paths = [str(_bindings()), *(path for path in sys.path if path)]  # the helper process sees what we see
-        self.environment["PYTHONPATH"] = os.pathsep.join(paths)
+        self.environment["PYTHONPATH"] = python_path(_bindings())
         return self.environment
 
     def down(self) -> None:
@@ -115,6 +114,12 @@ class Pool:
         if done.returncode != 0:
             raise CannotStart(f"{SCRIPT.name} {verb}: {done.stderr.strip()[-500:]}")
         return done.stdout
+
+
+def python_path(bindings: Path) -> str:
+    """A helper process sees the bindings, what we see, and the bindings of batch systems started before."""
+    paths = [str(bindings), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    return os.pathsep.join(dict.fromkeys(path for path in paths if path))
 
 
 def _bindings() -> Path:

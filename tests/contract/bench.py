@@ -20,8 +20,9 @@ import pytest
 from taskvine_core.resources import Resources
 from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, JobTag
 
-LONG = ("/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done")
-STUBBORN = ("/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
+# Grid Engine says it with SIGUSR2: workers take both signals alike.
+LONG = ("/bin/sh", "-c", "trap 'exit 0' TERM USR2; while :; do sleep 0.05; done")
+STUBBORN = ("/bin/sh", "-c", "trap '' TERM USR2; while :; do sleep 0.05; done")
 FAILING = ("/bin/sh", "-c", "echo good >&1; echo bad news >&2; exit 3")
 SHOUTS = ("/bin/sh", "-c", 'echo "it is $COLOUR"; exit 1')
 

@@ -22,6 +22,7 @@ from contract.bench import (
     submit,
 )
 from contract.bench_condor import CondorBench
+from contract.bench_drmaa import DrmaaBench
 from contract.bench_local import LocalBench
 from contract.bench_simulated import SimulatedBench
 from taskvine_core.errors import BatchRejected, BatchUnavailable
@@ -33,6 +34,9 @@ BENCHES: dict[str, Make] = {
     "simulated": lambda request, path: SimulatedBench(path),
     "condor-bindings": lambda request, path: CondorBench(path, request.getfixturevalue("htcondor_pool"), "bindings"),
     "condor-tools": lambda request, path: CondorBench(path, request.getfixturevalue("htcondor_pool"), "tools"),
+    "drmaa": lambda request, path: DrmaaBench(path, request.getfixturevalue("grid_engine")),
+    "drmaa-numbers": lambda request, path: DrmaaBench(path, request.getfixturevalue("grid_engine"), system="other",
+                                                      native="-b n -w e"),
 }
 
 

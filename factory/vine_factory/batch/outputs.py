@@ -40,6 +40,8 @@ def drop(directory: Path, intent_ids: Iterable[str]) -> None:
 def prune(directory: Path, live: Container[str]) -> None:
     """Of jobs that are not ``live`` keep the newest `defaults.KEPT_JOB_LOGS` that said anything."""
     found: dict[str, tuple[float, int]] = {}
+    if not directory.is_dir():
+        return
     with os.scandir(directory) as listing:
         for entry in listing:
             intent_id, _, kind = entry.name.rpartition(".")
