@@ -111,7 +111,22 @@ def _preview_settings(given: argparse.Namespace) -> Settings:
     return builder(given)(config.read_file(Path(given.config_file)) if given.config_file else FileValues())
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status, "check": check, "render": render}
+def _steer(command: str) -> Callable[[Sequence[str]], int]:
+    def act(words: Sequence[str]) -> int:
+        from vine_factory.steer import COMMANDS as commands
+        return commands[command](words)
+    return act
+
+
+def explain(words: Sequence[str]) -> int:
+    """`vine_factory explain`: why a pool has the workers it has."""
+    from vine_factory.explaining import main as show
+    return show(words)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": run, "status": status, "check": check, "render": render, "explain": explain,
+    **{command: _steer(command) for command in ("drain", "pause", "resume", "adopt", "logs")}}
 
 
 _RUN = ("Keep as many workers running as managers can use. With no manager named, all of the user's own managers are "

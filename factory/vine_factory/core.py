@@ -69,6 +69,8 @@ class FactoryCore:
         orders: and what a person had ordered for its pools.
         now: seconds since the epoch.
         hosts: which hosts the pools avoid since an earlier run.
+
+    ``discovery_unknown`` says why it is not known which managers there are, "" when it is.
     """
 
     def __init__(self, settings: Settings, settles_s: Mapping[str, float], new_id: Callable[[], str],
@@ -84,7 +86,7 @@ class FactoryCore:
         self._new_id = new_id
         self._cause = 0
         self._lonely_since = now
-        self._discovery_unknown = "managers have not been looked for yet"
+        self.discovery_unknown = "managers have not been looked for yet"
         self._said: dict[str, tuple[object, ...]] = {}
         self._kill_now = False
         self.keeping = False
@@ -133,9 +135,9 @@ class FactoryCore:
     def _reconcile(self, event: Observed, now: float) -> list[Action]:
         changes = Changes()
         gone_s = self.settings.manager_gone_s
-        self._discovery_unknown = "" if isinstance(event.discovery, Known) else event.discovery.reason
+        self.discovery_unknown = "" if isinstance(event.discovery, Known) else event.discovery.reason
         stale_s = max(defaults.READING_STALE_MIN_S, defaults.READING_STALE_PERIODS * self.settings.period_s)
-        reconcile_managers(self.views, event.managers, not self._discovery_unknown, now, gone_s, stale_s, changes)
+        reconcile_managers(self.views, event.managers, not self.discovery_unknown, now, gone_s, stale_s, changes)
         for pool, state in self.pools.items():
             told = event.batches.get(pool)
             reading = None if told is None else believable(told, now, max(stale_s, defaults.BATCH_SILENT_S))
@@ -238,7 +240,7 @@ class FactoryCore:
         if lonely:
             return self._take(StopRequested(lonely, keep=self.settings.leave), now)
         actions: list[Action] = []
-        found = decisions.decide(self.settings, self.pools, self.views, self.fleet, self._discovery_unknown, now)
+        found = decisions.decide(self.settings, self.pools, self.views, self.fleet, self.discovery_unknown, now)
         for pool, decision in zip(self.settings.pools, found, strict=True):
             self.pools[pool.name].decision = decision
             chase, overdue = moves.chase(self.settings, pool.name, self.fleet, now, self._cause)
@@ -276,7 +278,7 @@ class FactoryCore:
     def _lonely(self, now: float) -> str:
         """Why the factory should end for want of managers, "" when it should not."""
         limit = self.settings.factory_timeout_s
-        if self._discovery_unknown or any(view.gone_since is None for view in self.views.values()):
+        if self.discovery_unknown or any(view.gone_since is None for view in self.views.values()):
             self._lonely_since = now
         return f"no manager for {limit:g} s" if 0 < limit <= now - self._lonely_since else ""
 

@@ -14,7 +14,7 @@ from vine_factory import defaults, limits, packing
 from vine_factory.budget import Meter
 from vine_factory.config import PoolSettings, Settings
 from vine_factory.demand import DRAINING, Demand, Group, Standing, without_others
-from vine_factory.explain import Decision
+from vine_factory.explain import Decision, Share
 from vine_factory.fleet import Fleet
 from vine_factory.health import PoolHealth
 from vine_factory.hosts import Hosts
@@ -61,6 +61,7 @@ class _Want(NamedTuple):
     waiting: float              # workers' worth of waiting tasks that are ours to take
     work_s: float | None        # seconds of one worker that those take
     by_manager: tuple[float, ...]
+    tasks: tuple[float, ...] = ()  # of each group of all rows, placed in this pool
 
 
 def _rows(settings: Settings, views: Mapping[str, ManagerView], fleet: Fleet, now: float) -> list[_Row]:
@@ -88,7 +89,8 @@ def _wants(rows: Sequence[_Row], loads: Sequence[float], settings: Settings) -> 
             last = first + len(row.groups)
             parts.append(packing.load(groups[first:last], placed[first:last], index))
             first = last
-        wants.append(_Want(load, sum(parts), packing.work_s(groups, placed, index), tuple(parts)))
+        wants.append(_Want(load, sum(parts), packing.work_s(groups, placed, index), tuple(parts),
+                           tuple(row[index] for row in placed)))
     return wants
 
 
@@ -134,8 +136,15 @@ def decide(settings: Settings, pools: Mapping[str, PoolState], views: Mapping[st
         needs = tuple((row.view.key, packing.whole(part + _load_of(jobs[pool.name], row.view.key)), row.known)
                       for row, part in zip(rows, hoped[index].by_manager, strict=True))
         decisions.append(Decision(pool.name, needs, wanted, counts.active, counts.leaving, target, steps,
-                                  pool.workers_per_job, unfit if index == 0 else ()))
+                                  pool.workers_per_job, unfit if index == 0 else (), situation,
+                                  _shares(rows, hoped[index], index)))
     return decisions
+
+
+def _shares(rows: Sequence[_Row], want: _Want, index: int) -> tuple[Share, ...]:
+    groups = [(row.view.key, group) for row in rows for group in row.groups]
+    return tuple(Share(manager, group.category, group.tasks, group.seconds, group.parts[index], group.asks, placed)
+                 for (manager, group), placed in zip(groups, want.tasks, strict=True))
 
 
 def _jobs(workers: int, pool: PoolSettings) -> int:

@@ -150,6 +150,23 @@ BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 300.0
 """A tripped pool probes with one worker after 1, 2, 4 ... s, at the end every five minutes."""
 
+# ------------------------------------------------------------------ orders, history
+MAX_ORDERS = 16
+"""So many orders may be under way; people give one at a time."""
+MAX_ORDER_BYTES = 64 * 1024
+"""An order is a few words."""
+ORDER_READ_S = 10.0
+"""To write a line into a socket of this machine."""
+ORDER_ANSWER_S = 90.0
+"""An order may need one command of a batch system (TOOL_TIMEOUT_S) and the pass after it."""
+HISTORY_FILE_BYTES = 16 * 1024 * 1024
+"""Decisions, and stories of jobs: two files of this size each, 64 MiB per factory in all. A decision takes 1 to 8 KiB:
+a week of one per minute of a pool with a few kinds of tasks."""
+RECORD_EVERY_S = 60.0
+"""An unchanged decision is recorded this often, so that the history has the number of workers over time."""
+RECORDED_GROUPS = 50
+"""Of so many kinds of waiting tasks, the most numerous, a record has the details."""
+
 # ------------------------------------------------------------------ batch systems
 BATCH_SILENT_S = 30.0
 """A batch system that has not answered a poll for so long is Unknown."""

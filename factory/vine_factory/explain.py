@@ -7,12 +7,27 @@ later from a log.
 from __future__ import annotations
 
 from taskvine_core.records import NamedTuple
-from vine_factory.limits import Step
+from taskvine_core.resources import Resources
+from vine_factory.limits import Situation, Step
+
+
+class Share(NamedTuple):
+    """Waiting tasks that are alike: what one takes of a worker of this pool (0 = it cannot run there), and how many of
+    them the packing gave to this pool."""
+
+    manager: str
+    category: str
+    tasks: float
+    seconds: float | None
+    part: float
+    asks: Resources
+    placed: float
 
 
 class Decision(NamedTuple):
     """One pool's decision in one pass. ``needs``: (manager, workers it can use of ours, known now). The other numbers
-    count jobs, of ``per_job`` workers each. ``unfit``: (category, tasks that can run in no pool)."""
+    count jobs, of ``per_job`` workers each. ``unfit``: (category, tasks that can run in no pool).
+    ``situation`` and ``demand``: what it was decided from."""
 
     pool: str
     needs: tuple[tuple[str, int, bool], ...]
@@ -23,6 +38,8 @@ class Decision(NamedTuple):
     steps: tuple[Step, ...]
     per_job: int = 1
     unfit: tuple[tuple[str, int], ...] = ()
+    situation: Situation | None = None
+    demand: tuple[Share, ...] = ()
 
     def binding(self) -> Step | None:
         """The step that had the last word, None when the target is what was wanted."""

@@ -19,6 +19,9 @@ from taskvine_core.records import NamedTuple
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_NAME = 60
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+IDENTITY = "factory-id"
+"""File with the identity that a factory has taken over, see `take_identity`."""
 _MAX_FACTORIES = 1000  # of one user, for one target, on one machine
 
 
@@ -40,7 +43,7 @@ def claim(state_directory: Path, scratch: str, name: str, batch: str, target: st
     Raises:
         ConfigError: the place is taken or cannot be made.
     """
-    host = _UNSAFE.sub("-", socket.gethostname())
+    host = host_name()
     if name or scratch:
         wanted = locate(state_directory, scratch, name, batch, target)
         home = _lock(wanted.name, wanted.directory, host)
@@ -59,10 +62,15 @@ def claim(state_directory: Path, scratch: str, name: str, batch: str, target: st
 
 def locate(state_directory: Path, scratch: str, name: str, batch: str, target: str) -> Home:
     """The place `claim` would take if no other factory ran, not locked and not made."""
-    host = _UNSAFE.sub("-", socket.gethostname())
+    host = host_name()
     final = name or plain_name(f"{batch}-{target}")
     directory = Path(scratch).absolute() if scratch else state_directory / "factory" / host / plain_name(final)
     return Home(final, _identity(final, directory, host), directory, None)
+
+
+def host_name() -> str:
+    """This machine's name, as a file name."""
+    return _UNSAFE.sub("-", socket.gethostname())
 
 
 def plain_name(text: str) -> str:
@@ -88,6 +96,33 @@ def _lock(name: str, directory: Path, host: str) -> Home | None:
     return Home(name, _identity(name, directory, host), directory, lock)
 
 
+def take_identity(directory: Path, factory_id: str) -> None:
+    """From its next start on the factory in ``directory`` is the one called ``factory_id``, whose own directory is
+    lost: it finds that one's jobs and takes them for its own.
+
+    Raises:
+        ConfigError: the id cannot be one, or the factory is running.
+    """
+    if not _ID.fullmatch(factory_id):
+        raise ConfigError(f"{factory_id!r} is no factory id", hint="it is in the first line of the lost factory's log, "
+                          "and the first part of its jobs' tags (NAME.0123456789)")
+    home = _lock(directory.name, directory, host_name())
+    if home is None:
+        raise ConfigError(f"a factory is running in {directory}", hint="only one that does not run can become another")
+    assert home.lock is not None  # by _lock
+    with home.lock:
+        try:
+            (directory / IDENTITY).write_text(factory_id + "\n", encoding="ascii")
+        except OSError as problem:
+            raise ConfigError(f"cannot write {directory / IDENTITY}: {problem}") from problem
+
+
 def _identity(name: str, directory: Path, host: str) -> str:
+    try:
+        taken = (directory / IDENTITY).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        taken = ""
+    if _ID.fullmatch(taken):
+        return taken
     place = f"{host}:{os.getuid()}:{os.path.realpath(directory)}"
     return f"{plain_name(name)}.{hashlib.sha256(place.encode()).hexdigest()[:10]}"

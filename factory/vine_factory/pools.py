@@ -112,6 +112,14 @@ class Pools:
         if handles and pool in self._drivers:
             self._drivers[pool].cancel(handles, force)
 
+    def describe(self, pool: str, handle: JobHandle, reply: Callable[[Mapping[str, object]], None]) -> bool:
+        """Have a job described: ``reply`` gets {"job": ...} or {"error": ...}. False when there is no such pool."""
+        driver = self._drivers.get(pool)
+        if driver is None:
+            return False
+        driver.describe(handle, reply)
+        return True
+
     def poll(self) -> None:
         """Ask all for a listing, but those that are asked already."""
         for driver in self._drivers.values():

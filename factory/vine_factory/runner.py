@@ -25,6 +25,7 @@ from vine_factory.batch.base import JobStatus
 from vine_factory.batch.registry import DRIVERS
 from vine_factory.command import Delivery, address
 from vine_factory.config import PoolSettings, Settings
+from vine_factory.control import ControlServer, Reply
 from vine_factory.core import FactoryCore
 from vine_factory.demand import Demand
 from vine_factory.discovery import Discovery, Found, Links
@@ -44,13 +45,17 @@ from vine_factory.events import (
     SubmitJobs,
     WriteJournal,
 )
+from vine_factory.history import History
 from vine_factory.home import Home
 from vine_factory.journal import Journal
 from vine_factory.links import ManagerLink
 from vine_factory.log import Log
+from vine_factory.orders import Orders
+from vine_factory.passes import records
 from vine_factory.pools import Pools
 from vine_factory.readings import Known, Reading, Unknown
 from vine_factory.reload import ConfigFile, with_leaving
+from vine_factory.stories import Stories
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 _STATE_HEARTBEAT_S = 5.0
@@ -107,12 +112,25 @@ class Runner:
         self._journal_problem = ""
         self._signalled_at: float | None = None
         self._parent = os.getppid()
+        self._history, self._stories, self._history_problem = History(home.directory), Stories(), ""
+        self._orders = Orders(self._core, self._pools, self._take, self._wake, home.factory_id, self.clock)
+        self._control = self._listen()
         self._stop_deadline: float | None = None
         self._status: int | None = None
 
     def clock(self) -> float:
         """Seconds since the epoch, never running backwards."""
         return self._epoch + time.monotonic()
+
+    def _listen(self) -> ControlServer | None:
+        def take(order: dict[str, Any], reply: Reply) -> None:
+            self._inbox.put(lambda: self._orders.take(order, reply))
+        try:
+            return ControlServer(self._home.directory, take)
+        except OSError as problem:
+            self._log.note(Note("control", f"orders cannot be taken in {self._home.directory}: {problem}; everything "
+                                "else works", 0), self.clock())
+            return None
 
     def run(self) -> int:
         """Until the end. Returns the exit status: 0, or 1 when workers could not be ended."""
@@ -145,6 +163,7 @@ class Runner:
             link.standings = standings
         self._record(now)
         self._poll_all()
+        self._orders.after_pass()
         self._check_deadline(now)
 
     # ------------------------------------------------------------------------------------------ the loop
@@ -165,8 +184,14 @@ class Runner:
             if callable(item):
                 item()
             else:
-                self._act(self._core.handle(item, self.clock()), self.clock())
-                self._woken = True
+                self._take(item)
+
+    def _take(self, event: Event) -> None:
+        self._act(self._core.handle(event, self.clock()), self.clock())
+        self._woken = True
+
+    def _wake(self) -> None:
+        self._woken = True
 
     def _on_signal(self, number: int, _frame: object) -> None:
         name, now = signal.Signals(number).name, self.clock()
@@ -334,7 +359,14 @@ class Runner:
     # -------------------------------------------------------------------------------------------- record
 
     def _record(self, now: float) -> None:
-        state = statefile.snapshot(self._core, now)
+        listings = self._pools.readings(now)
+        self._history.decided(records(self._core, listings, now), now)
+        self._history.lived(self._stories.look(self._core, listings, now))
+        if self._history.problem != self._history_problem:
+            self._history_problem = self._history.problem
+            self._log.note(Note("history", self._history.problem or "the history can be written again", 0), now)
+        state = {**statefile.snapshot(self._core, now), "directory": str(self._home.directory),
+                 "factory_id": self._home.factory_id}
         if state == self._last_state and now - self._state_written_at < _STATE_HEARTBEAT_S:
             return
         self._last_state, self._state_written_at = state, now
@@ -344,6 +376,8 @@ class Runner:
             self._log.note(Note("state", f"cannot write {self._state_path}: {problem}", 0), now)
 
     def _close(self) -> None:
+        if self._control is not None:
+            self._control.close()
         self._discovery.close()
         for link in self._links.all():
             link.close()

@@ -39,6 +39,7 @@ def snapshot(core: FactoryCore, now: float) -> dict[str, Any]:
         binding = decision.binding() if decision is not None else None
         pools.append({
             "name": pool.name, "batch": pool.batch, "min": pool.minimum, "max": pool.maximum, **counts, "idle": idle,
+            "order": state.order,
             "wanted": decision.wanted if decision else 0, "target": decision.target if decision else 0,
             "limit": binding.limit if binding else "", "why": sentence(decision) if decision else "",
             "decision": as_record(decision) if decision else None, "last_fault": state.health.last_words,

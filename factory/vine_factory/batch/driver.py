@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable, ConfigError
 from vine_factory.batch.base import BatchSystem, JobHandle, JobRequest, JobStatus
@@ -63,6 +63,10 @@ class BatchDriver:
         """Cancel; only a failure comes as an event."""
         self._calls.put(lambda: self._cancel(jobs, force))
 
+    def describe(self, job: JobHandle, reply: Callable[[Mapping[str, object]], None]) -> None:
+        """All the batch system knows of a job, {"job": ...}, or {"error": ...}; ``reply`` is called in the thread."""
+        self._calls.put(lambda: self._describe(job, reply))
+
     def reconfigure(self, place: Place) -> None:
         """Use another place from the next submission on."""
         self._calls.put(lambda: self._reconfigure(place))
@@ -101,6 +105,12 @@ class BatchDriver:
             reading = Unknown(traceback.format_exc(limit=-2), asked_at)
         self._poll_asked_at = None
         self._listed(self.pool, reading)
+
+    def _describe(self, job: JobHandle, reply: Callable[[Mapping[str, object]], None]) -> None:
+        try:
+            reply({"job": self._system().describe(job)})
+        except Exception as problem:  # somebody waits for an answer, whatever it was
+            reply({"error": str(problem) or type(problem).__name__})
 
     def _submit(self, ids: tuple[str, ...], compose: Callable[[], Sequence[JobRequest]]) -> None:
         try:
