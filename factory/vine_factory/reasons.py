@@ -139,7 +139,7 @@ def _about_health(record: Mapping[str, Any]) -> Iterator[str]:
     if health["last_words"] and not health["tripped"] and not record["jobs"]["connected"]:
         yield f"workers have failed before; last words: {_last_lines(health['last_words'])}"
     if record["excluded_hosts"]:
-        yield f"workers end at once on these hosts, which get no more for a while: {', '.join(record['excluded_hosts'])}"
+        yield f"workers end at once on these hosts, which get none for a while: {', '.join(record['excluded_hosts'])}"
 
 
 def _about_tasks(record: Mapping[str, Any]) -> Iterator[str]:
