@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 # The stamp names the interpreter, so that `make PYTHON=...` never reuses another one's environment by accident.
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 PYTEST_ARGS ?=
+# Whose workers the demo uses: `make demo BATCH=slurm`, or with a site file: `make demo BATCH=condor SITE=site.toml`.
+BATCH ?= local
+DEMO_ARGS := --batch $(BATCH) $(if $(SITE),-C $(SITE))
 
 .PHONY: help test lint types unit demo demo-data wheel test-all-pythons clean
 
@@ -35,8 +38,8 @@ types: $(STAMP) ## mypy --strict
 unit: $(STAMP) ## pytest only; PYTEST_ARGS="-k name" narrows it
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-demo: $(STAMP) demo-data ## a factory, local workers and real CMS events, ending in a plot
-	$(BIN)/python -m examples.demo
+demo: $(STAMP) demo-data ## a factory, local workers (or BATCH=condor, slurm, ...) and real CMS events, ending in a plot
+	$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
 demo-data: $(STAMP) ## fetch and check the demo's input files (2 MB kept)
 	$(BIN)/python -m examples.demo.fetch_data

@@ -43,13 +43,15 @@ STOP_WAIT_S = 60.0
 """Workers get 30 s to leave and the factory some more to see it; after this it is killed."""
 _QUOTED_BYTES = 4000
 _CONFIG = "config.json"
+_SITE = "config-file"
 
 
 class Factory:
     """Keeps workers running for a manager, from `start` (or ``with``) to `stop`.
 
     Options are attributes, ``-`` and ``_`` are the same: ``factory.max_workers = 100``. Those of a pool's size can
-    be changed while it runs.
+    be changed while it runs. ``factory.config_file = "site.toml"`` describes the workers in a site file; options then
+    are what that file does not say, and changes are made in the file, which is read again while the factory runs.
 
     Args:
         batch_type: batch system that runs the workers.
@@ -75,7 +77,8 @@ class Factory:
         put("_error_file", None)
         put("_own_scratch", False)
         put("_command", _program(factory_binary, "vine_factory"))
-        put("_target", self._find_target(batch_type, manager, manager_host_port, manager_name))
+        put("_name", manager_name or getattr(manager, "name", None))
+        put("_target", self._find_target(batch_type, manager, manager_host_port, self._name))
         if worker_binary is not None:
             self._options["worker-binary"] = _program(worker_binary, "vine_worker")[0]
         if manager is not None and getattr(manager, "using_ssl", False):
@@ -91,7 +94,6 @@ class Factory:
             if not separator or not host or not port.isdigit():
                 raise UsageError(f"manager_host_port = {host_port!r}", hint="expected 'host:port'")
             return [host_port]
-        name = name or getattr(manager, "name", None)
         if not name:
             raise UsageError("no manager to serve is named",
                              hint="give manager=, manager_host_port= or manager_name=")
@@ -117,6 +119,9 @@ class Factory:
             raise UsageNameError(f"a factory has no option {name!r}", hint=_allowed())
         if key in _AT_CREATION:
             raise UsageNameError(f"{name} can only be given when the factory is created")
+        if self._process is not None and _SITE in self._options:
+            raise UsageNameError(f"{name} cannot be changed while the factory runs with a site file",
+                                 hint=f"change {self._options[_SITE]}: it is read again when it changes")
         if self._process is not None and key not in _DYNAMIC:
             raise UsageNameError(f"{name} cannot be changed while the factory runs",
                                  hint="changeable: " + ", ".join(sorted(_DYNAMIC - _AT_CREATION)))
@@ -190,7 +195,9 @@ class Factory:
         return directory
 
     def _write_config(self) -> None:
-        """Replace the configuration in one step: the factory may be reading it."""
+        """Replace the configuration in one step: the factory may be reading it. A site file is the user's own."""
+        if _SITE in self._options:
+            return
         values = {key: value for key, value in self._options.items() if key in _DYNAMIC}
         path = Path(self.scratch_dir).absolute() / _CONFIG
         temporary = path.with_suffix(".new")
@@ -198,17 +205,22 @@ class Factory:
         temporary.replace(path)
 
     def _arguments(self, directory: Path) -> list[str]:
-        arguments: list[str] = [*self._command, "--parent-death", "--scratch-dir", str(directory), "--config-file",
-                     str(directory / _CONFIG)]
-        for key, value in self._options.items():
-            if key in _DYNAMIC:
-                continue
+        site = self._options.get(_SITE)
+        config = os.path.abspath(site) if site else str(directory / _CONFIG)
+        arguments: list[str] = [*self._command, "--parent-death", "--scratch-dir", str(directory),
+                                f"--{_SITE}", config]
+        options = {key: value for key, value in self._options.items()
+                   if key != _SITE and (site or key not in _DYNAMIC)}
+        target = self._target
+        if site and target and self._name:  # the file's pools may run on other machines, where "localhost" is another
+            options["manager-name"], target = self._name, []
+        for key, value in options.items():
             for each in value if isinstance(value, list | tuple) else [value]:
                 if each is True:
                     arguments.append(f"--{key}")
                 elif each is not False and each is not None:
                     arguments.append(f"--{key}={each}")
-        return [*arguments, *self._target]
+        return [*arguments, *target]
 
 
 def _key(name: str) -> str:

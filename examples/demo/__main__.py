@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import taskvine_core as vine
-from examples.demo import analysis, fetch_data, report, workflow
+from examples.demo import analysis, fetch_data, report, site, workflow
 from taskvine_core.errors import VineError
 
 PLAIN_PROGRESS_EVERY_S = 5.0  # when the output is a file or a log, not a terminal
@@ -41,6 +41,10 @@ class Progress:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=analysis.__doc__)
     parser.add_argument("--events-per-task", type=int, help="events in one chunk (default: about 28 chunks in all)")
+    parser.add_argument("--batch", help="batch system that runs the workers: local, condor, slurm, drmaa, ... "
+                                        "(default: what the site file says, else local)")
+    parser.add_argument("-C", "--config-file", type=Path, metavar="FILE", help="site file of the factory (default: one "
+                        "is written that lets workers use this Python, which must exist where the jobs run)")
     output = Path(os.environ.get("VINE_DEMO_OUTPUT", fetch_data.ROOT / "demo-output"))
     parser.add_argument("--output", type=Path, default=output, help="where results go (default: %(default)s)")
     return parser.parse_args()
@@ -62,20 +66,23 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    files = fetch_data.input_files()
-    ranges = workflow.chunks(files, options.events_per_task)
     output: Path = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
+    workers = site.choose(options.batch, options.config_file, output)
+    files = fetch_data.input_files()
+    ranges = workflow.chunks(files, options.events_per_task)
     started = time.monotonic()
     manager = vine.Manager(port=0, name=workflow.user_label(), run_info_path=str(output / "run-info"))
-    with manager, workflow.make_factory(manager, str(output / "factory.log")):
-        print(f"demo: manager {manager.name} listens on port {manager.port}; "
-              f"a factory keeps {workflow.MIN_WORKERS} to {workflow.MAX_WORKERS} local workers of one core")
+    with manager, workflow.make_factory(manager, str(output / "factory.log"), workers.batch, workers.site):
+        kept = (f"{workflow.MIN_WORKERS} to {workflow.MAX_WORKERS} local workers of one core" if workers.site is None
+                else f"{workers.label} workers as {workers.site} has them")
+        print(f"demo: manager {manager.name} listens on port {manager.port}; a factory keeps {kept}")
         progress = Progress()
         try:
             record = workflow.Analysis(manager, progress).run(files, ranges)
         finally:
             progress.end()
+    record.batch = workers.label
     record.peer_bytes = workflow.peer_bytes(Path(manager.logging_directory) / "transactions", record.sent_bytes)
     verified = analysis.equal(record.result, workflow.single_process(files))
     paths = report.write(output, record, verified)

@@ -68,6 +68,7 @@ class Record:
     merges: int = 0
     samples: list[Sample] = field(default_factory=list)
     wall_s: float = 0.0
+    batch: str = "local"
     retries: int = 0
     recoveries: int = 0
     hosts: set[str] = field(default_factory=set)
@@ -252,9 +253,13 @@ class Analysis:
         record.sent_bytes, record.received_bytes = stats.bytes_sent, stats.bytes_received
 
 
-def make_factory(manager: Any, log_file: str) -> Any:
-    """A factory of local workers for this manager, between MIN_WORKERS and MAX_WORKERS of one core each."""
-    factory = vine.Factory(batch_type="local", manager=manager, log_file=log_file)
+def make_factory(manager: Any, log_file: str, batch: str = "local", site: Path | None = None) -> Any:
+    """A factory for this manager: of local workers, between MIN_WORKERS and MAX_WORKERS of one core each, or of the
+    workers that the site file describes."""
+    factory = vine.Factory(batch_type=batch, manager=manager, log_file=log_file)
+    if site is not None:
+        factory.config_file = str(site)
+        return factory
     factory.min_workers = MIN_WORKERS
     factory.max_workers = MAX_WORKERS
     factory.cores = 1

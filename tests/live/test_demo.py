@@ -28,7 +28,9 @@ uproot = pytest.importorskip("uproot")
 
 # Run from a checkout: the examples are not part of the installed packages.
 sys.path.insert(0, str(ROOT))
-from examples.demo import analysis, fetch_data, report, workflow  # noqa: E402
+from examples.demo import analysis, fetch_data, report, site, workflow  # noqa: E402
+from taskvine_core.errors import ConfigError  # noqa: E402
+from vine_factory.config import read_file  # noqa: E402
 
 DEMO_TIMEOUT_S = 100
 END_TIMEOUT_S = 15
@@ -234,6 +236,26 @@ def test_bytes_between_workers_are_what_was_fetched_less_what_the_manager_sent(t
     assert workflow.peer_bytes(log, sent_bytes=1010) == 1300
 
 
+# ------------------------------------------------------------------------------------------- whose workers
+
+
+def test_without_a_site_file_one_is_written_that_names_this_python(tmp_path: Path) -> None:
+    assert site.choose(None, None, tmp_path) == site.Workers("local")
+    chosen = site.choose("htcondor", None, tmp_path)
+    assert chosen.label == "condor" and chosen.site is not None
+    (pool,) = read_file(chosen.site).pools or ()
+    assert pool.values["python"].value == sys.executable and pool.values["batch"].value == "condor"
+
+
+def test_a_site_file_of_another_batch_system_than_asked_for_is_refused(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[defaults]\nbatch = "local"\n[pool.a]\n[pool.b]\nbatch = "condor"\n')
+    assert site.choose(None, own, tmp_path).label == "local, condor"
+    assert site.choose("condor", own, tmp_path).batch == "condor"
+    with pytest.raises(ConfigError, match="no pool of 'sge'"):
+        site.choose("sge", own, tmp_path)
+
+
 # -------------------------------------------------------------------------------------------- the whole
 
 
@@ -282,6 +304,7 @@ def test_the_demo_verifies_itself_and_leaves_plot_numbers_and_page(folder: Path,
     assert "data:image/png;base64," in page and not re.search(r'(src|href)="(?!data:)', page)
     numbers = json.loads((output / "summary.json").read_text())
     assert numbers["map_tasks"] == len(workflow.chunks(sorted(folder.glob("*.root")), None)) * len(analysis.VARIATIONS)
+    assert numbers["batch_system"] == "local"
     assert numbers["workers_most"] >= workflow.MIN_WORKERS
     # Partial results stay on the workers: the manager gets messages and one result.
     assert numbers["bytes_workers_to_manager"] < 200_000

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -465,6 +466,32 @@ def test_the_factory_object_starts_steers_and_ends_a_factory(bed: Bed, monkeypat
             factory.ssl = True
     assert bed.workers() == {}
     assert list(bed.path.glob("vine-factory-*")) == []
+
+
+def test_a_factory_object_with_a_site_file_starts_the_files_pools_for_the_manager_by_name(
+        bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taskvine_core.factory_handle import Factory
+
+    for key, value in bed.environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(bed.path)
+    site = bed.path / "site.toml"
+    pool = f'[pool.mine]\nbatch = "local"\nworker-binary = "{bed.worker}"\nmax-workers = 4\nmin-workers = '
+    site.write_text(f"{pool}2\n")
+    manager = SimpleNamespace(port=1, name="by-name", using_ssl=False, staging_directory=str(bed.path / "x" / "y"))
+    factory = Factory(manager=manager, log_file=bed.path / "log")
+    factory.config_file = "site.toml"
+    factory.factory_name = bed.name
+    factory.min_workers = 4  # the file's word counts
+    with factory:
+        wait(lambda: len(bed.workers()) == 2, "two workers")
+        assert "-M by-name" in (bed.path / "started").read_text()
+        with pytest.raises(AttributeError, match=r"site\.toml"):
+            factory.max_workers = 3
+        site.write_text(f"{pool}3\n")
+        wait(lambda: len(bed.workers()) == 3, "three workers")
+        assert [[pool["name"] for pool in state["pools"]] for state in bed.status()] == [["mine"]]
+    assert bed.workers() == {}
 
 
 def test_a_factory_object_whose_program_ends_at_once_quotes_its_words(
