@@ -28,7 +28,10 @@ _IGNORED: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("-d", "--debug"), True), (("-o", "--debug-file"), True), (("-O", "--debug-file-size"), True),
     (("--catalog",), True), (("-F", "--foremen-name"), True), (("--tasks-per-worker",), True),
     (("-c", "--capacity"), False), (("--disable-afs-check",), False), (("--tls-sni",), True),
-    (("--poncho-env", "--python-env", "--python-package"), True), (("--condor-spool",), False))
+    (("--poncho-env", "--python-env", "--python-package"), True), (("--condor-spool",), False),
+    *(((f"--{name}",), True) for name in ("amazon-config", "k8s-image", "k8s-worker-image", "mesos-master",
+                                          "mesos-path", "mesos-preload", "runos")),
+    (("--run-factory-as-manager",), False))
 _MAX_PORT = 65535
 
 
@@ -74,12 +77,17 @@ def builder(given: argparse.Namespace) -> Callable[[FileValues], Settings]:
 
 def status(words: Sequence[str]) -> int:
     """`vine_factory status`: what the running factories of this user do."""
+    given = _status_parser().parse_args(list(words))
+    from vine_factory import status as shown
+    return (shown.watch if given.watch else shown.show)(given.factory_name, given.json)
+
+
+def _status_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vine_factory status", description="Show this user's running factories.")
-    parser.add_argument("--json", action="store_true", help="the whole state as JSON")
-    parser.add_argument("--factory-name", help="only the factory of this name")
-    given = parser.parse_args(list(words))
-    from vine_factory.status import show
-    return show(given.factory_name, given.json)
+    parser.add_argument("--json", action="store_true", help="the whole state as JSON; with --watch a line per change")
+    parser.add_argument("--watch", action="store_true", help="again and again: in place on a terminal, else per change")
+    parser.add_argument("--factory-name", metavar="NAME", help="only the factory of this name")
+    return parser
 
 
 def _name(names: tuple[str, ...]) -> str:
@@ -89,22 +97,30 @@ def _name(names: tuple[str, ...]) -> str:
 
 def render(words: Sequence[str]) -> int:
     """`vine_factory render`: what would be submitted for one worker."""
-    parser = _parser("render", "Print what would be submitted for one worker of each pool, byte for byte.")
-    parser.add_argument("--pool", help="only this pool")
-    given = parser.parse_args(list(words))
+    given = _render_parser().parse_args(list(words))
     from vine_factory.preview import render as show
     return show(_preview_settings(given), given.pool, bool(given.json))
 
 
+def _render_parser() -> argparse.ArgumentParser:
+    parser = _parser("render", "Print what would be submitted for one worker of each pool, byte for byte.")
+    parser.add_argument("--pool", help="only this pool")
+    return parser
+
+
 def check(words: Sequence[str]) -> int:
     """`vine_factory check`: is the configuration right, and would the batch systems take its jobs?"""
+    given = _check_parser().parse_args(list(words))
+    from vine_factory.check import check as show
+    return show(_preview_settings(given), given.pool, bool(given.json), offline=given.offline)
+
+
+def _check_parser() -> argparse.ArgumentParser:
     parser = _parser("check", "Show the effective settings with their origins, and test all that can be tested without "
                      "running anything. Exit status: 0 all is well, 1 something is not, 2 wrong settings.")
     parser.add_argument("--pool", help="only this pool")
     parser.add_argument("--offline", action="store_true", help="do not ask the batch systems")
-    given = parser.parse_args(list(words))
-    from vine_factory.check import check as show
-    return show(_preview_settings(given), given.pool, bool(given.json), offline=given.offline)
+    return parser
 
 
 def _preview_settings(given: argparse.Namespace) -> Settings:
@@ -124,8 +140,54 @@ def explain(words: Sequence[str]) -> int:
     return show(words)
 
 
+def report(words: Sequence[str]) -> int:
+    """`vine_factory report`: the recorded history as a page."""
+    from vine_factory.report import main as write
+    return write(words)
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Of all sub-commands but `run`, by name."""
+    from vine_factory import explaining, steer
+    from vine_factory import report as page
+    return {"status": _status_parser(), "check": _check_parser(), "render": _render_parser(),
+            "explain": explaining.parser(), "report": page.parser(),
+            **{command: steer.parser(command) for command in steer.COMMANDS},
+            "completion": _completion_parser(), "man": _man_parser()}
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    from vine_factory.manpage import SHELLS
+    parser = argparse.ArgumentParser(prog="vine_factory completion", description="Print a script that completes "
+                                     "options and sub-commands: source <(vine_factory completion bash)")
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    return parser
+
+
+def _man_parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog="vine_factory man",
+                                   description="Print the manual page: vine_factory man | man -l -")
+
+
+def completion(words: Sequence[str]) -> int:
+    """`vine_factory completion`: a script for a shell."""
+    given = _completion_parser().parse_args(list(words))
+    from vine_factory.manpage import completion as script
+    print(script(given.shell, _parser(), parsers()), end="")
+    return 0
+
+
+def man(words: Sequence[str]) -> int:
+    """`vine_factory man`: the manual page."""
+    _man_parser().parse_args(list(words))
+    from vine_factory.manpage import manual
+    print(manual(_parser(), parsers(), __version__), end="")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "status": status, "check": check, "render": render, "explain": explain,
+    "run": run, "status": status, "check": check, "render": render, "explain": explain, "report": report,
+    "completion": completion, "man": man,
     **{command: _steer(command) for command in ("drain", "pause", "resume", "adopt", "logs")}}
 
 
@@ -139,7 +201,7 @@ def _parser(command: str = "run", description: str = _RUN) -> argparse.ArgumentP
         usage=f"vine_factory {'[run]' if command == 'run' else command} [-C FILE] [--batch TYPE] [options] "
               "[host port | host:port]", description=description,
         epilog="sub-commands: " + ", ".join(sorted(COMMANDS)) if command == "run" else None)
-    parser.add_argument("manager", nargs="*", metavar="host port")
+    parser.add_argument("manager", nargs="*", metavar="host port", help="the one manager to serve; also host:port")
     parser.add_argument("-v", "--version", action="version", version=f"vine_factory {__version__}")
     parser.add_argument("-C", "--config-file", metavar="FILE",
                         help="site file (TOML) or published keys (JSON), re-read when it changes")

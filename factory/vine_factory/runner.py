@@ -50,6 +50,8 @@ from vine_factory.home import Home
 from vine_factory.journal import Journal
 from vine_factory.links import ManagerLink
 from vine_factory.log import Log
+from vine_factory.metrics import MetricsServer
+from vine_factory.notify import Notifier
 from vine_factory.orders import Orders
 from vine_factory.passes import records
 from vine_factory.pools import Pools
@@ -115,6 +117,12 @@ class Runner:
         self._history, self._stories, self._history_problem = History(home.directory), Stories(), ""
         self._orders = Orders(self._core, self._pools, self._take, self._wake, home.factory_id, self.clock)
         self._control = self._listen()
+        self._notifier = Notifier(os.environ)
+        self._metrics: MetricsServer | None = None
+        if settings.metrics_port:
+            self._metrics = MetricsServer(settings.metrics_port, lambda: self._last_state)
+            log.note(Note("metrics", f"metrics are at http://127.0.0.1:{self._metrics.port}/metrics", 0,
+                          {"port": self._metrics.port}), self.clock())
         self._stop_deadline: float | None = None
         self._status: int | None = None
 
@@ -164,6 +172,8 @@ class Runner:
         self._record(now)
         self._poll_all()
         self._orders.after_pass()
+        jobs, pools = len(self._core.fleet.live()), len(self._core.settings.pools)
+        self._notifier.passed(self._core.stopping or f"{jobs} jobs, {pools} pools, {len(self._core.views)} managers")
         self._check_deadline(now)
 
     # ------------------------------------------------------------------------------------------ the loop
@@ -172,6 +182,7 @@ class Runner:
         """Take events until the next pass is due: after the period, or soon after a reading changed."""
         while True:
             now = self.clock()
+            self._notifier.alive(now)
             period = defaults.STOP_PERIOD_S if self._core.stopping else self._core.settings.period_s
             due = self._last_pass + (defaults.MIN_PASS_GAP_S if self._woken else period)
             if now >= due and self._inbox.empty():
@@ -202,6 +213,7 @@ class Runner:
 
     def _stop(self, reason: str, at_once: bool = False) -> None:
         now = self.clock()
+        self._notifier.stopping()
         if self._stop_deadline is None or at_once:
             grace = 0.0 if at_once else self._core.settings.drain_grace_s
             self._stop_deadline = now + grace + defaults.FINISH_MARGIN_S
@@ -376,8 +388,9 @@ class Runner:
             self._log.note(Note("state", f"cannot write {self._state_path}: {problem}", 0), now)
 
     def _close(self) -> None:
-        if self._control is not None:
-            self._control.close()
+        for server in (self._control, self._metrics):
+            if server is not None:
+                server.close()
         self._discovery.close()
         for link in self._links.all():
             link.close()

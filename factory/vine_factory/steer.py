@@ -16,6 +16,7 @@ from taskvine_core.errors import ConfigError
 from taskvine_core.secret import state_directory
 from vine_factory import control, history, which
 from vine_factory.home import host_name, plain_name, take_identity
+from vine_factory.jobs import JobState
 from vine_factory.statefile import read_all
 
 _LOOK_S = 0.5
@@ -67,8 +68,7 @@ def _wait(directory: Path, pools: Sequence[str], *, quiet: bool) -> None:
     said = ""
     while True:
         state = control.ask(directory, {"order": "status"})["state"]
-        left = {pool["name"]: sum(pool[name] for name in ("intended", "submitted", "queued", "running", "connected",
-                                                          "draining"))
+        left = {pool["name"]: sum(pool[name.value] for name in JobState if name is not JobState.ENDED)
                 for pool in state["pools"] if pool["name"] in pools}
         text = ", ".join(f"{name}: {count} left" for name, count in left.items())
         if text != said and not quiet:

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,47 @@ def test_a_directory_name_longer_than_a_socket_may_have_is_no_obstacle(tmp_path:
         assert control.ask(deep, {"a": "b"}) == {"a": "b"}
     finally:
         server.close()
+
+
+def test_metrics_are_served_on_loopback_and_systemd_is_told(bed: Bed) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(bed.path / "n"))
+        listener.settimeout(PATIENCE_S)
+        bed.environment |= {"NOTIFY_SOCKET": str(bed.path / "n"), "WATCHDOG_USEC": "900000"}
+        factory = bed.factory("--min", 1, "--max", 1, "--metrics-port", "auto", "localhost:1")
+        wait(lambda: listener.recv(4096).startswith(b"READY=1\nSTATUS="), "ready after the first pass")
+        wait(lambda: only_pool(bed)["running"] == 1, "a worker")
+        port = bed.log().split("http://127.0.0.1:")[1].split("/")[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
+            text = answer.read().decode()
+        assert 'vine_factory_jobs{pool="local",state="running"} 1.0' in text
+        wait(lambda: listener.recv(4096) == b"WATCHDOG=1", "a sign of life")
+        factory.send_signal(signal.SIGTERM)
+        wait(lambda: listener.recv(4096) == b"STOPPING=1", "the end is announced")
+        assert factory.wait(PATIENCE_S) == 0
+
+
+def test_status_watched_through_a_pipe_prints_once_per_change(bed: Bed) -> None:
+    factory = bed.factory("--min", 1, "--max", 1, "localhost:1")
+    wait(lambda: only_pool(bed)["running"] == 1 if bed.status() else None, "a worker")
+    watch = subprocess.Popen([sys.executable, "-m", "vine_factory", "status", "--watch", "--json"], text=True,
+                             stdout=subprocess.PIPE, env=bed.environment)
+    bed.processes.append(watch)  # type: ignore[arg-type]
+    assert watch.stdout is not None
+    assert json.loads(watch.stdout.readline())[0]["pools"][0]["order"] == ""
+    command(bed, "pause")
+    assert json.loads(watch.stdout.readline())[0]["pools"][0]["order"] == "paused"
+    factory.send_signal(signal.SIGTERM)
+    while json.loads(watch.stdout.readline()):
+        pass
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(PATIENCE_S) == 0
+
+
+def test_a_report_is_written_also_after_the_end(bed: Bed) -> None:
+    factory = bed.factory("--min", 1, "--max", 1, "localhost:1")
+    wait(bed.workers, "a worker")
+    factory.send_signal(signal.SIGTERM)
+    assert factory.wait(PATIENCE_S) == 0
+    command(bed, "report", "-o", str(bed.path / "r.html"), "--factory-name", bed.name)
+    assert "<svg" in (bed.path / "r.html").read_text()

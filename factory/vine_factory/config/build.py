@@ -51,7 +51,8 @@ def build(command_line: Mapping[str, Sourced], file: FileValues, *, host: str, p
         password=_str(values, "password"), ssl=bool(values["ssl"].value),
         single_shot=bool(values["single-shot"].value), debug_workers=bool(values["debug-workers"].value),
         scratch_dir=_str(values, "scratch-dir"), transfer_port=_str(values, "transfer-port"),
-        parent_death=bool(values["parent-death"].value), leave=bool(values["leave"].value),
+        parent_death=bool(values["parent-death"].value), metrics_port=_str(values, "metrics-port"),
+        leave=bool(values["leave"].value),
         label=file.label if file.pools is not None else pools[0].batch, sourced=sourced,
         notes=(*notes, *file.notes, *without_effect([pool.batch for pool in pools], values)))
 

@@ -80,11 +80,13 @@ OPTIONS: dict[str, Option] = {option.key: option for option in (
            "replace a worker that has not connected for so many seconds"),
     Option("drain-grace", "float", defaults.DRAIN_GRACE_S, 0, False,
            "seconds between asking workers to end and killing them"),
+    Option("metrics-port", "str", "", _NONE, False, "serve numbers for Prometheus on this loopback port, "
+           "auto = any free one"),
     Option("json", "flag", False, _NONE, False, "log lines as JSON"),
 )}
 
 ALIASES = {"master-name": "manager-name", "extra-options": "worker-extra-options"}
-NOT_IN_SITE_FILE = frozenset({"json", "parent-death"})
+NOT_IN_SITE_FILE = frozenset({"json", "metrics-port", "parent-death"})
 """They are about the process and not about the site."""
 
 _NO_NEED = "the manager tells how many workers it can use"
@@ -101,6 +103,9 @@ NO_EFFECT_ON_COMMAND_LINE = {
     "poncho-env": "environment packages are not available yet; the worker runs in the Python it is started with",
     "python-env": "environment packages are not available yet; the worker runs in the Python it is started with",
     "python-package": "environment packages are not available yet; the worker runs in the Python it is started with",
+    **{key: "there is no such batch system here" for key in ("amazon-config", "k8s-image", "k8s-worker-image",
+                                                             "mesos-master", "mesos-path", "mesos-preload")},
+    "run-factory-as-manager": "the factory ends when its workers have ended", "runos": "use wrapper",
     "condor-spool": "use deliver = \"transfer\" in a site file",
     "disable-afs-check": "nothing is checked that it would switch off",
     "tls-sni": "the certificate is pinned by its fingerprint and not by a name",

@@ -100,6 +100,7 @@ class Settings:
     scratch_dir: str = ""
     transfer_port: str = ""
     parent_death: bool = False
+    metrics_port: str = ""
     leave: bool = False
     label: str = ""
     sourced: Mapping[str, Sourced] = field(default_factory=dict)
