@@ -130,7 +130,8 @@ def test_without_systemd_nothing_is_said_and_a_dead_socket_hurts_nobody(tmp_path
 STATE: dict[str, Any] = {
     "factory_name": "f", "pid": 1, "host": "h", "target": "t", "stopping": "", "pools": [
         {"name": "a-pool-with-a-very-long-name", "wanted": 123456, "target": 5, "intended": 0, "submitted": 1,
-         "queued": 2, "held": 0, "running": 3, "connected": 4500, "idle": 4, "draining": 5, "order": "paused", "why": "because",
+         "queued": 2, "held": 0, "running": 3, "connected": 4500, "idle": 4, "draining": 5,
+         "order": "paused", "why": "because",
          "last_fault": "sbatch: error: invalid account", "faults": {"held": 7}, "preempted": 2}],
     "managers": [{"address": "m:1", "project": "p", "answers": False, "why": "silent", "tasks_waiting": 9,
                   "tasks_running": 8, "workers": 7}]}
