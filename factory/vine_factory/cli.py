@@ -40,10 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = COMMANDS.get(words[0]) if words else None
     try:
-        return command(words[1:]) if command is not None else run(words)
+        code = command(words[1:]) if command is not None else run(words)
+        sys.stdout.flush()
+        return code
     except VineError as problem:
         print(f"vine_factory: {problem}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `vine_factory status | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 0
 
 
 def run(words: Sequence[str]) -> int:

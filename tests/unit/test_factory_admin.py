@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -199,3 +201,12 @@ def test_the_picture_of_a_long_history_stays_small_and_inside_its_frame() -> Non
     assert len(picture) < 2_000_000
     numbers = [float(text) for text in re.findall(r"points=\"([0-9. ,-]*)\"", picture)[0].replace(",", " ").split()]
     assert min(numbers) >= 0 and max(numbers) <= 900
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as closed:
+        done = subprocess.run([sys.executable, "-m", "vine_factory", "man"], stdout=closed, stderr=subprocess.PIPE,
+                              text=True, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
