@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from clusters import gridengine, htcondor
+from clusters import gridengine, htcondor, slurm
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,41 @@ def grid_engine() -> Iterator[gridengine.GridEngine]:
             yield cluster
     finally:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def _slurm() -> Iterator[slurm.Cluster]:
+    yield from _cluster(slurm.Cluster())
+
+
+@pytest.fixture(scope="session")
+def _slurm_accounting() -> Iterator[slurm.Cluster]:
+    yield from _cluster(slurm.Cluster(accounting=True, forget_s=2))
+
+
+def _cluster(cluster: slurm.Cluster) -> Iterator[slurm.Cluster]:
+    try:
+        try:
+            cluster.up()
+        except slurm.CannotStart as problem:
+            cannot(f"no Slurm cluster here: {problem}")
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def slurm_cluster(_slurm: slurm.Cluster, monkeypatch: pytest.MonkeyPatch) -> slurm.Cluster:
+    """A cluster, and this process's environment set up as a client of it."""
+    monkeypatch.setenv("SLURM_CONF", _slurm.environment["SLURM_CONF"])
+    return _slurm
+
+
+@pytest.fixture
+def slurm_accounting(_slurm_accounting: slurm.Cluster, monkeypatch: pytest.MonkeyPatch) -> slurm.Cluster:
+    """A cluster that keeps accounts and forgets ended jobs quickly."""
+    monkeypatch.setenv("SLURM_CONF", _slurm_accounting.environment["SLURM_CONF"])
+    return _slurm_accounting
 
 
 def cannot(reason: str) -> None:

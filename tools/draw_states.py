@@ -198,6 +198,11 @@ def condor_options() -> str:
     return system_options("condor")
 
 
+def slurm_options() -> str:
+    """The table of options of Slurm pools."""
+    return system_options("slurm")
+
+
 def system_options(name: str) -> str:
     """The table of options of one batch system."""
     return table(("key", "value", "default", "meaning"), [
@@ -237,6 +242,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "batch-systems": batch_systems,
     "pool-options": pool_options,
     "condor-options": condor_options,
+    "slurm-options": slurm_options,
     "tuning": tuning,
 }
 

@@ -25,6 +25,7 @@ from contract.bench_condor import CondorBench
 from contract.bench_drmaa import DrmaaBench
 from contract.bench_local import LocalBench
 from contract.bench_simulated import SimulatedBench
+from contract.bench_slurm import SlurmBench
 from taskvine_core.errors import BatchRejected, BatchUnavailable
 from vine_factory.batch.base import JobHandle, JobTag
 
@@ -37,6 +38,7 @@ BENCHES: dict[str, Make] = {
     "drmaa": lambda request, path: DrmaaBench(path, request.getfixturevalue("grid_engine")),
     "drmaa-numbers": lambda request, path: DrmaaBench(path, request.getfixturevalue("grid_engine"), system="other",
                                                       native="-b n -w e"),
+    "slurm": lambda request, path: SlurmBench(path, request.getfixturevalue("slurm_cluster")),
 }
 
 

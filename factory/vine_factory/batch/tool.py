@@ -39,7 +39,8 @@ class Finished(NamedTuple):
 
 
 def run(argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = defaults.TOOL_TIMEOUT_S,
-        environment: Mapping[str, str] | None = None, max_bytes: int = defaults.TOOL_MAX_BYTES) -> Finished:
+        environment: Mapping[str, str] | None = None, whole: bool = False,
+        max_bytes: int = defaults.TOOL_MAX_BYTES) -> Finished:
     """Run a command to its end.
 
     Args:
@@ -47,6 +48,7 @@ def run(argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = defaults.
         stdin: what it reads.
         timeout_s: after this it is killed with everything it started.
         environment: added to ours. Messages are always in English, so that they can be recognised.
+        whole: ``environment`` is all it gets, nothing of ours.
         max_bytes: of standard output, and of standard error.
 
     Raises:
@@ -56,7 +58,8 @@ def run(argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = defaults.
     words = tuple(argv)
     try:
         child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env={**os.environ, **(environment or {}), "LC_ALL": "C"}, start_new_session=True)
+                                 env={**({} if whole else os.environ), **(environment or {}), "LC_ALL": "C"},
+                                 start_new_session=True)
     except OSError as problem:
         raise BatchRejected(f"cannot run {words[0]!r}", said=problem.strerror or str(problem),
                             hint="is the batch system's client installed and on PATH?") from problem
