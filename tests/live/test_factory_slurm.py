@@ -128,8 +128,8 @@ def test_a_killed_factory_started_again_has_the_same_workers_and_leaves_nothing(
             path.unlink()
     again = len(bed.log())
     second = bed.factory()
-    bed.serve(lambda: f"{WORKERS} workers adopted" in bed.log()[again:]
-              or f"{WORKERS} workers connected" in bed.log()[again:], "the second factory knows them")
+    known = [f"{WORKERS} workers adopted", f"{WORKERS} workers connected", f"have {WORKERS}; target {WORKERS}"]
+    bed.serve(lambda: any(words in bed.log()[again:] for words in known), "the second factory knows them")
     for _ in range(20):  # eight of its passes
         bed.manager.wait(0.2)
     assert bed.queue() == bed.ever() == before, "nothing was submitted twice, nothing ended"
