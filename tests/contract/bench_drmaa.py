@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,19 +27,21 @@ class DrmaaBench(Bench):
     """One pool of jobs. ``options`` as in a site file."""
 
     patience_s = 30.0
+    make: Callable[..., BatchSystem] = DrmaaBatch
+    table = OPTIONS
 
     def __init__(self, directory: Path, cluster: GridEngine, **options: object) -> None:
         super().__init__(directory)
         self.cluster = cluster
         self.options = options
-        self.clients: list[DrmaaBatch] = []
+        self.clients: list[BatchSystem] = []
 
     def place(self) -> Place:
         """With the bench's options."""
-        return Place(self.factory_id, "pool", self.directory, check_options(self.options, OPTIONS, "bench"))
+        return Place(self.factory_id, "pool", self.directory, check_options(self.options, self.table, "bench"))
 
-    def client(self, timeout_s: float = 30.0) -> DrmaaBatch:
-        self.clients.append(DrmaaBatch(self.place(), timeout_s=timeout_s))
+    def client(self, timeout_s: float = 30.0) -> BatchSystem:
+        self.clients.append(type(self).make(self.place(), timeout_s=timeout_s))
         return self.clients[-1]
 
     def trap_is_set(self, client: BatchSystem, jobs: list[JobHandle]) -> bool:

@@ -21,6 +21,7 @@ from contract.bench import (
     states,
     submit,
 )
+from contract.bench_command import CommandBench
 from contract.bench_condor import CondorBench
 from contract.bench_drmaa import DrmaaBench
 from contract.bench_local import LocalBench
@@ -35,6 +36,7 @@ BENCHES: dict[str, Make] = {
     "simulated": lambda request, path: SimulatedBench(path),
     "condor-bindings": lambda request, path: CondorBench(path, request.getfixturevalue("htcondor_pool"), "bindings"),
     "condor-tools": lambda request, path: CondorBench(path, request.getfixturevalue("htcondor_pool"), "tools"),
+    "command": lambda request, path: CommandBench(path, request.getfixturevalue("grid_engine"), system="sge"),
     "drmaa": lambda request, path: DrmaaBench(path, request.getfixturevalue("grid_engine")),
     "drmaa-numbers": lambda request, path: DrmaaBench(path, request.getfixturevalue("grid_engine"), system="other",
                                                       native="-b n -w e"),

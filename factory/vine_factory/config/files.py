@@ -81,6 +81,18 @@ def read_file(path: Path) -> FileValues:
     return from_mapping(record, str(path))
 
 
+def read_definition(path: Path) -> dict[str, object]:
+    """Read a TOML file that is not a site file: the definition of a batch system.
+
+    Raises:
+        ConfigError: unreadable or not TOML.
+    """
+    try:
+        return _toml(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"cannot read the definition {path}: {problem}") from problem
+
+
 def _toml(text: str, where: str) -> dict[str, object]:
     try:
         record: dict[str, object] = tomllib.loads(text)
