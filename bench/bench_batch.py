@@ -3,7 +3,7 @@
     python bench/bench_batch.py --system condor [--count 1000] [--repeat 3] [--client bindings]
 
 The jobs ask for what no machine has, so that the figures are those of the queue and not of starting processes.
-HTCondor: a pool of its own is started as the tests do. ``value``: seconds from the first call to the last job gone.
+A batch system of its own is started as the tests do. ``value``: seconds from the first call to the last job gone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,26 @@ def condor(factory_id: str, options: Mapping[str, object]) -> Iterator[Callable[
         pool.down()
 
 
-SYSTEMS: dict[str, System] = {"condor": condor}
+@contextlib.contextmanager
+def grid_engine(factory_id: str, options: Mapping[str, object]) -> Iterator[Callable[[Path], BatchSystem]]:
+    """A Grid Engine, and how to make a client of it."""
+    from clusters.gridengine import GridEngine
+
+    from vine_factory.batch.drmaa import DrmaaBatch
+    from vine_factory.batch.drmaa_options import OPTIONS
+    from vine_factory.batch.place import Place
+    from vine_factory.batch.schema import check_options
+
+    cluster = GridEngine()
+    try:
+        os.environ.update(cluster.up())
+        checked = check_options({"extra-directives": ["-h"], **options}, OPTIONS, "bench")
+        yield lambda directory: DrmaaBatch(Place(factory_id, "bench", directory, checked))
+    finally:
+        cluster.down()
+
+
+SYSTEMS: dict[str, System] = {"condor": condor, "drmaa": grid_engine}
 
 
 def measure(client: BatchSystem, factory_id: str, count: int) -> dict[str, float]:

@@ -203,6 +203,16 @@ def slurm_options() -> str:
     return system_options("slurm")
 
 
+def drmaa_options() -> str:
+    """The table of options of pools on Grid Engine and other systems with DRMAA."""
+    return system_options("drmaa")
+
+
+def command_options() -> str:
+    """The table of options of pools on batch systems driven by their commands."""
+    return system_options("command")
+
+
 def system_options(name: str) -> str:
     """The table of options of one batch system."""
     return table(("key", "value", "default", "meaning"), [
@@ -243,6 +253,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "pool-options": pool_options,
     "condor-options": condor_options,
     "slurm-options": slurm_options,
+    "drmaa-options": drmaa_options,
+    "command-options": command_options,
     "tuning": tuning,
 }
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.live
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60
 WORKERS = 3
-SYSTEMS = ("drmaa",)
+SYSTEMS = ("drmaa", "sge")
 """Names of batch systems that drive a Grid Engine."""
 
 
