@@ -153,7 +153,8 @@ def factory_options() -> str:
     rows = []
     for option in config.OPTIONS.values():
         unset = option.kind == "flag" or option.default in ("", (), -1)
-        rows.append((f"`--{option.key}`", "" if unset else f"{option.default:g}", "yes" if option.in_file else "",
+        default = option.default if isinstance(option.default, str) else f"{option.default:g}" if not unset else ""
+        rows.append((f"`--{option.key}`", "" if unset else default, "yes" if option.in_file else "",
                      option.help))
     return table(("option", "default", "in file", "meaning"), rows)
 

@@ -23,11 +23,10 @@ COMMAND_LINE = "command line"
 _LETTERS = {"manager-name": ("-M", "-N", "--master-name"), "min-workers": ("-w", "--min"),
             "batch-type": ("-T", "--batch"),
             "max-workers": ("-W", "--max"), "timeout": ("-t",), "password": ("-P",), "scratch-dir": ("-S",),
-            "worker-extra-options": ("-E", "--extra-options"), "batch-options": ("-B",)}
+            "capacity": ("-c",), "worker-extra-options": ("-E", "--extra-options"), "batch-options": ("-B",)}
 _IGNORED: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("-d", "--debug"), True), (("-o", "--debug-file"), True), (("-O", "--debug-file-size"), True),
-    (("--catalog",), True), (("-F", "--foremen-name"), True), (("--tasks-per-worker",), True),
-    (("-c", "--capacity"), False), (("--disable-afs-check",), False), (("--tls-sni",), True),
+    (("-F", "--foremen-name"), True), (("--disable-afs-check",), False), (("--tls-sni",), True),
     (("--poncho-env", "--python-env", "--python-package"), True), (("--condor-spool",), False),
     *(((f"--{name}",), True) for name in ("amazon-config", "k8s-image", "k8s-worker-image", "mesos-master",
                                           "mesos-path", "mesos-preload", "runos")),

@@ -83,7 +83,9 @@ def _target(settings: Settings, pool: PoolSettings, intent_id: str, managers: Se
         first = zlib.crc32(intent_id.encode()) % len(managers)
         return [";".join([*managers[first:], *managers[:first]])]
     target = settings.target
-    return [target.host, str(target.port)] if target.host else ["-M", target.regex]
+    if target.host:
+        return [target.host, str(target.port)]
+    return [*(["-C", settings.catalog] if settings.catalog else []), "-M", target.regex]
 
 
 def address(hosts: Sequence[str], port: int, own_name: str) -> str:

@@ -120,6 +120,7 @@ def decide(settings: Settings, pools: Mapping[str, PoolState], views: Mapping[st
     silent = next((v for v in views.values() if v.gone_since is not None
                    and now - v.gone_since <= settings.manager_gone_s), None)
     unfit = _unfit(rows)
+    unnamed = sum(row.demand.unnamed or 0 for row in answering)
     decisions = []
     for index, pool in enumerate(settings.pools):
         state = pools[pool.name]
@@ -127,6 +128,9 @@ def decide(settings: Settings, pools: Mapping[str, PoolState], views: Mapping[st
         if silent is not None and not blind:
             blind = f"{silent.key} does not answer ({silent.why_gone})"
         counts = _counts(jobs[pool.name], pool, state, now)
+        # Connected, only not told by their jobs' ids: they do not wait.
+        there = min(unnamed // pool.workers_per_job, counts.waiting - counts.queued)
+        counts, unnamed = counts._replace(waiting=counts.waiting - there), unnamed - there * pool.workers_per_job
         # A manager that does not answer keeps what it has, and gets nothing more on old news.
         have = counts.active * pool.workers_per_job
         wanted = max(_jobs(_shared(answered[index], answering, have), pool),

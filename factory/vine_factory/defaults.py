@@ -36,6 +36,10 @@ RECONNECT_MAX_S = 5.0
 """Doubling pause between attempts: a restarted manager is found again within five seconds."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A demand answer lists the workers, about 300 bytes each; far above any real fleet, bounded all the same."""
+CATALOG_PERIOD_S = 15.0
+"""A catalog is asked this often; records in it are renewed once a minute."""
+CATALOG_PORT = 9097
+"""The published port of catalog servers."""
 MAX_COUNT = 10_000_000
 """A count above this in an answer is garbage, not demand."""
 MAX_SECONDS = 1e9

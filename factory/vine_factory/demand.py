@@ -72,7 +72,8 @@ class WorkerFacts(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """One manager's answer; ``groups`` have their parts in the order of the shapes asked for."""
+    """One manager's answer; ``groups`` have their parts in the order of the shapes asked for. ``unnamed``: the manager
+    tells no job ids, and so many of its workers are ours; None = it tells them."""
 
     manager_id: str
     project: str
@@ -83,6 +84,7 @@ class Demand(NamedTuple):
     workers: tuple[WorkerFacts, ...]
     blocked_hosts: tuple[str, ...]
     others: Others = Others()
+    unnamed: int | None = None
 
 
 def question(shapes: Sequence[Shape], standings: Sequence[Standing], factory_name: str, factory_id: str,

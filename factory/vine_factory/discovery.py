@@ -6,27 +6,51 @@ Owns the thread that looks at advertisements and the set of links. Must not know
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from taskvine_core.catalog import local as catalog
+from taskvine_core.catalog.record import NameMatch
 from taskvine_core.errors import VineError
 from taskvine_core.records import NamedTuple
 from vine_factory import defaults
+from vine_factory.classic import text
+from vine_factory.classic_link import ClassicLink
+from vine_factory.classic_link import catalog as catalog_client
 from vine_factory.config import Target
 from vine_factory.links import Address, ManagerLink
 from vine_factory.readings import Known, Reading, Unknown
 
 
 class Found(NamedTuple):
-    """A manager to serve: its key ("host:port") and address."""
+    """A manager to serve: its key ("host:port") and address. ``classic``: it is of the C implementation; ``record``:
+    what a catalog says of it."""
 
     key: str
     address: Address
+    classic: bool = False
+    record: Mapping[str, Any] | None = None
 
 
-def fixed(target: Target, use_tls: bool) -> list[Found]:
+def fixed(target: Target, use_tls: bool, classic: bool = False) -> list[Found]:
     """The one manager named by its address."""
-    return [Found(f"{target.host}:{target.port}", Address((target.host,), target.port, "", use_tls))]
+    return [Found(f"{target.host}:{target.port}", Address((target.host,), target.port, "", use_tls), classic)]
+
+
+def in_catalog(servers: str, regex: str, owner: str) -> list[Found]:
+    """Managers of the C implementation that a catalog knows under a matching name; with ``owner`` only that user's.
+
+    Raises:
+        OSError, VineError: nothing is known.
+    """
+    matches = NameMatch(regex)
+    found = {}
+    for record in catalog_client(servers).managers():
+        if matches(record["project"]) and owner in ("", record.get("owner")):
+            hosts = tuple(dict.fromkeys(filter(None, (text(record, "name"), text(record, "address")))))
+            key = f"{hosts[0]}:{record['port']}"
+            found[key] = Found(key, Address(hosts, record["port"], "", bool(record.get("ssl"))), True, record)
+    return list(found.values())
 
 
 def advertised(regex: str) -> list[Found]:
@@ -82,28 +106,37 @@ class Discovery:
             self._closed.wait(defaults.DISCOVERY_PERIOD_S)
 
 
+Link = ManagerLink | ClassicLink
+
+
 class Links:
     """One link per manager, made by ``make``."""
 
-    def __init__(self, make: Callable[[Found], ManagerLink]) -> None:
+    def __init__(self, make: Callable[[Found], Link]) -> None:
         self._make = make
-        self._links: dict[str, ManagerLink] = {}
+        self._links: dict[str, Link] = {}
+        self._served: dict[str, Found] = {}
 
     def serve(self, managers: Sequence[Found]) -> None:
         """Have links to exactly these."""
         wanted = {manager.key: manager for manager in managers}
         for key, link in list(self._links.items()):
-            if key not in wanted or wanted[key].address != link.address:
+            before = self._served[key]
+            if key not in wanted or wanted[key]._replace(record=None) != before._replace(record=None):
                 link.close()
                 del self._links[key]
         for key, manager in wanted.items():
             if key not in self._links:
                 self._links[key] = self._make(manager)
+            link = self._links[key]
+            if isinstance(link, ClassicLink):
+                link.record = manager.record
+        self._served = wanted
 
-    def get(self, key: str) -> ManagerLink | None:
+    def get(self, key: str) -> Link | None:
         """The link of that key."""
         return self._links.get(key)
 
-    def all(self) -> list[ManagerLink]:
+    def all(self) -> list[Link]:
         """All links."""
         return list(self._links.values())

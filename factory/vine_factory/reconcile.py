@@ -227,6 +227,8 @@ def reconcile_connections(fleet: Fleet, views: Mapping[str, ManagerView], now: f
         if len(several) > 1:
             listed[job_id] = _once_each(several)
     all_answer = bool(views) and all(view.gone_since is None for view in views.values())
+    # Where a manager tells no job ids, a job that nobody lists may be connected all the same.
+    named = all(view.last is None or view.last.unnamed is None for view in views.values())
     for job in fleet.live():
         # A manager that does not answer now says nothing about the connections it had.
         found = listed.get(job.intent_id, [])
@@ -236,7 +238,7 @@ def reconcile_connections(fleet: Fleet, views: Mapping[str, ManagerView], now: f
         if found:
             _connected(fleet, job, tuple(found), now, changes)
         else:
-            _not_connected(fleet, job, all_answer, now)
+            _not_connected(fleet, job, all_answer and named, now)
 
 
 def _once_each(several: list[Listed]) -> list[Listed]:

@@ -23,12 +23,14 @@ from taskvine_core.errors import ConfigError
 from vine_factory import defaults, statefile
 from vine_factory.batch.base import JobStatus
 from vine_factory.batch.registry import DRIVERS
+from vine_factory.classic import Rules
+from vine_factory.classic_link import ClassicLink
 from vine_factory.command import Delivery, address
 from vine_factory.config import PoolSettings, Settings
 from vine_factory.control import ControlServer, Reply
 from vine_factory.core import FactoryCore
 from vine_factory.demand import Demand
-from vine_factory.discovery import Discovery, Found, Links
+from vine_factory.discovery import Discovery, Found, Link, Links
 from vine_factory.events import (
     Action,
     CancelJobs,
@@ -256,6 +258,8 @@ class Runner:
         self._pools.serve(settings.pools, self._excluded_hosts())
         for link in self._links.all():
             link.shapes = tuple(pool.shape for pool in settings.pools)
+            if isinstance(link, ClassicLink):
+                link.rules = _rules(settings)
 
     # ------------------------------------------------------------------------------------------- observe
 
@@ -316,8 +320,12 @@ class Runner:
             self._woken = self._woken or first
         self._inbox.put(take)
 
-    def _make_link(self, found: Found) -> ManagerLink:
+    def _make_link(self, found: Found) -> Link:
         settings = self._core.settings
+        if found.classic:
+            return ClassicLink(found.key, found.address.hosts, found.address.port, found.address.use_tls,
+                               [pool.shape for pool in settings.pools], _rules(settings), settings.factory_name,
+                               settings.period_s, self._on_demand, self._inbox.put, self.clock)
         return ManagerLink(found.key, found.address, self._secret, [pool.shape for pool in settings.pools],
                            settings.factory_name, self._home.factory_id, settings.period_s, self._on_demand,
                            self._inbox.put, self.clock)
@@ -399,6 +407,10 @@ class Runner:
         self._state_path.unlink(missing_ok=True)
         if self._home.lock is not None:
             self._home.lock.close()
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(settings.tasks_per_worker, settings.capacity, tuple(pool.asked for pool in settings.pools))
 
 
 def _known_pools(rows: Sequence[JobRow], settings: Settings) -> tuple[list[JobRow], Counter[str]]:

@@ -7,6 +7,7 @@ before the first worker is started.
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import taskvine_core
 from taskvine_core.secret import load_secret, state_directory
 from vine_factory import command, discovery, statefile
 from vine_factory.batch import registry
-from vine_factory.config import FileValues, PoolSettings, Settings
+from vine_factory.config import EVERYBODY, FileValues, PoolSettings, Settings
 from vine_factory.events import Note
 from vine_factory.home import claim
 from vine_factory.log import Log
@@ -79,8 +80,13 @@ def look(settings: Settings) -> list[discovery.Found]:
         OSError, VineError: nothing is known.
     """
     if settings.target.host:
-        return discovery.fixed(settings.target, settings.ssl)
-    return discovery.advertised(settings.target.regex)
+        return discovery.fixed(settings.target, settings.ssl, settings.classic)
+    found = discovery.advertised(settings.target.regex)
+    if settings.catalog:
+        # A catalog is public: with no name given, only managers that say they are ours.
+        owner = getpass.getuser() if settings.target.regex == EVERYBODY else ""
+        found += discovery.in_catalog(settings.catalog, settings.target.regex, owner)
+    return found
 
 
 def let_workers_import() -> None:

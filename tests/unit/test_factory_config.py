@@ -92,10 +92,12 @@ def test_a_bad_key_or_value_is_named_with_its_file_and_what_is_allowed(record: d
 
 
 def test_doubles_are_rounded_up_and_published_aliases_understood() -> None:
-    read = from_mapping({"memory": 1000.2, "master-name": "x", "tasks-per-worker": 4}, "c.json")
+    read = from_mapping({"memory": 1000.2, "master-name": "x", "task-per-worker": 4, "foremen-name": "x"},
+                        "c.json")
     assert read.values["memory"].value == 1001
     assert read.values["manager-name"].value == "x"
-    assert len(read.notes) == 1 and "tasks-per-worker has no effect" in read.notes[0]
+    assert read.values["tasks-per-worker"].value == 4
+    assert len(read.notes) == 1 and "foremen-name has no effect" in read.notes[0]
 
 
 # --------------------------------------------------------------------------------------------- expressions

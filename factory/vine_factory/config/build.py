@@ -15,7 +15,7 @@ from vine_factory import defaults
 from vine_factory.batch import registry
 from vine_factory.batch.schema import check_options
 from vine_factory.config.files import FileValues, PoolTable
-from vine_factory.config.options import OPTIONS, Sourced
+from vine_factory.config.options import CLASSIC, OPTIONS, SECURE, Sourced
 from vine_factory.config.pool_options import BY_KEY, FROM_FACTORY
 from vine_factory.config.published import system_options, without_effect
 from vine_factory.config.settings import EVERYBODY, PoolSettings, Settings, Target
@@ -52,9 +52,27 @@ def build(command_line: Mapping[str, Sourced], file: FileValues, *, host: str, p
         single_shot=bool(values["single-shot"].value), debug_workers=bool(values["debug-workers"].value),
         scratch_dir=_str(values, "scratch-dir"), transfer_port=_str(values, "transfer-port"),
         parent_death=bool(values["parent-death"].value), metrics_port=_str(values, "metrics-port"),
+        catalog=_str(values, "catalog"), classic=_is_classic(values), capacity=bool(values["capacity"].value),
+        tasks_per_worker=int(_float(values, "tasks-per-worker")),
         leave=bool(values["leave"].value),
         label=file.label if file.pools is not None else pools[0].batch, sourced=sourced,
-        notes=(*notes, *file.notes, *without_effect([pool.batch for pool in pools], values)))
+        notes=(*notes, *file.notes, *without_effect([pool.batch for pool in pools], values),
+               *_other_workers(values, pools)))
+
+
+def _other_workers(values: Mapping[str, Sourced], pools: Sequence[PoolSettings]) -> list[str]:
+    if _is_classic(values) or values["catalog"].value:
+        return [f"pool {pool.name}: managers of the C implementation take only their own vine_worker: give "
+                "worker-binary"
+                for pool in pools if not pool.worker_binary]
+    return []
+
+
+def _is_classic(values: Mapping[str, Sourced]) -> bool:
+    given = values["protocol"]
+    if given.value not in (SECURE, CLASSIC):
+        raise ConfigError(f"{given.origin}: protocol = {given.value!r}", hint=f"expected {SECURE} or {CLASSIC}")
+    return given.value == CLASSIC
 
 
 def _check_defaults(common: PoolTable) -> None:

@@ -34,6 +34,7 @@ class Sourced(NamedTuple):
 
 
 _NONE = float("-inf")
+SECURE, CLASSIC = "secure", "classic"
 
 OPTIONS: dict[str, Option] = {option.key: option for option in (
     Option("batch-type", "str", "", _NONE, False, "batch system that runs the workers"),
@@ -80,26 +81,29 @@ OPTIONS: dict[str, Option] = {option.key: option for option in (
            "replace a worker that has not connected for so many seconds"),
     Option("drain-grace", "float", defaults.DRAIN_GRACE_S, 0, False,
            "seconds between asking workers to end and killing them"),
+    Option("catalog", "str", "", _NONE, False, "serve managers of the C implementation that this catalog server knows "
+           "(host:port, several with commas)"),
+    Option("protocol", "str", SECURE, _NONE, False, "how the manager given by its address is spoken to: secure, or "
+           "classic for one of the C implementation"),
+    Option("capacity", "flag", False, _NONE, True, "believe managers of the C implementation what they can feed"),
+    Option("tasks-per-worker", "int", 0, 0, True, "tasks a worker runs at a time, for managers of the C implementation "
+           "(default: one)"),
     Option("metrics-port", "str", "", _NONE, False, "serve numbers for Prometheus on this loopback port, "
            "auto = any free one"),
     Option("json", "flag", False, _NONE, False, "log lines as JSON"),
 )}
 
-ALIASES = {"master-name": "manager-name", "extra-options": "worker-extra-options"}
+ALIASES = {"master-name": "manager-name", "task-per-worker": "tasks-per-worker",
+           "extra-options": "worker-extra-options"}
 NOT_IN_SITE_FILE = frozenset({"json", "metrics-port", "parent-death"})
 """They are about the process and not about the site."""
 
-_NO_NEED = "the manager tells how many workers it can use"
 WITHOUT_EFFECT = {
     "foremen-name": "there are no foremen here",
-    "task-per-worker": _NO_NEED,
-    "tasks-per-worker": _NO_NEED,
-    "capacity": _NO_NEED,
 }
 """Published keys that are understood and change nothing; the user is told so."""
 NO_EFFECT_ON_COMMAND_LINE = {
     **WITHOUT_EFFECT,
-    "catalog": "managers are found in the user's own state directory",
     "poncho-env": "environment packages are not available yet; the worker runs in the Python it is started with",
     "python-env": "environment packages are not available yet; the worker runs in the Python it is started with",
     "python-package": "environment packages are not available yet; the worker runs in the Python it is started with",

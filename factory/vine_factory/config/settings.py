@@ -82,7 +82,8 @@ class PoolSettings(NamedTuple):
 @dataclass(frozen=True)
 class Settings:
     """All the factory acts on. ``sourced``: every value as given, with its origin; those of a pool under
-    ``pool.NAME.key``. ``label``: what an unnamed factory is called after. ``notes``: what the user should know."""
+    ``pool.NAME.key``. ``label``: what an unnamed factory is called after. ``classic``: the manager given by
+    its address is of the C implementation. ``notes``: what the user should know."""
 
     factory_name: str
     target: Target
@@ -101,6 +102,10 @@ class Settings:
     transfer_port: str = ""
     parent_death: bool = False
     metrics_port: str = ""
+    catalog: str = ""
+    classic: bool = False
+    capacity: bool = False
+    tasks_per_worker: int = 0
     leave: bool = False
     label: str = ""
     sourced: Mapping[str, Sourced] = field(default_factory=dict)
