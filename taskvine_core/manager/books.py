@@ -39,6 +39,8 @@ class Books:
         self.transfers: dict[int, Transfer] = {}
         #: Objects the program waits to read that must be made again first.
         self.wanted: set[str] = set()
+        #: Draining workers of which something has changed since they were last asked whether they may leave.
+        self.leaving: dict[WorkerRecord, None] = {}
         #: Tasks that are over, whose worker is gone and whose outputs are still being taken in.
         self.bereaved: dict[int, TaskRecord] = {}
         self.ready = ReadyQueue()
@@ -52,6 +54,11 @@ class Books:
     def send(self, worker: WorkerRecord, message: Message) -> None:
         """Queue a message for a worker."""
         self.out.append(Send(worker.key, message))
+
+    def look_at_leaving(self, worker: WorkerRecord) -> None:
+        """Something changed that may let a draining worker leave."""
+        if worker.sole is not None:
+            self.leaving[worker] = None
 
     def new_transfer_id(self) -> int:
         """Unique per manager instance, from 1."""

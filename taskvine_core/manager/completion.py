@@ -247,6 +247,7 @@ class Completion:
     def _settle_when_here(self, task: TaskRecord, run: Run) -> None:
         if not run.uploads:
             run.worker.retrieving.pop(task.id, None)
+            self.books.look_at_leaving(run.worker)
             self.books.bereaved.pop(task.id, None)
             if not run.worker.busy:
                 run.worker.idle_since = self.books.now

@@ -79,7 +79,7 @@ class ManagerCore:
         if self.contents.wanted:
             self.contents.settle()
         self.dispatcher.dispatch()
-        if self.fleet.draining:
+        if self.books.leaving:
             self.fleet.check_draining()
         self.staging.copy_some()
         out, books.out = books.out, []

@@ -294,6 +294,7 @@ class Dispatcher:
             self._move_up(worker)
         if not worker.running:
             worker.idle_since = books.now
+            books.look_at_leaving(worker)
         books.index.update(worker, books.now, grown=True)
         return worker
 
@@ -477,6 +478,7 @@ class Dispatcher:
 
     def _stop_retrieving(self, task: TaskRecord, run: Run) -> None:
         run.worker.retrieving.pop(task.id, None)
+        self.books.look_at_leaving(run.worker)
         self.books.bereaved.pop(task.id, None)
         for transfer_id in run.uploads or ():
             self.staging.end_upload(transfer_id)

@@ -21,7 +21,7 @@ from taskvine_core.manager.books import Books
 from taskvine_core.manager.dispatcher import Dispatcher
 from taskvine_core.manager.events import Disconnect, Notice, WorkerJoined
 from taskvine_core.manager.placement import Placement
-from taskvine_core.manager.records import FileRecord, TaskRecord, Transfer, WorkerRecord, gpu_names
+from taskvine_core.manager.records import TaskRecord, Transfer, WorkerRecord, gpu_names
 from taskvine_core.manager.staging import Staging
 from taskvine_core.manager.states import WORKER_DRAINING, WORKER_LEAVING, WORKER_SERVING, check_worker_transition
 from taskvine_core.protocol.messages import (
@@ -154,7 +154,7 @@ class Fleet:
         was_leaving = worker.state == WORKER_LEAVING
         if not was_leaving:
             self._to(worker, WORKER_LEAVING)
-        self.draining.pop(worker.key, None)
+        self._drains_no_more(worker)
         books.index.remove(worker)
         self._kinds[worker.totals] -= 1
         if not self._kinds[worker.totals]:
@@ -189,11 +189,14 @@ class Fleet:
     def on_leave_request(self, worker: WorkerRecord, request: LeaveRequest) -> None:
         """Idle workers may be refused (section 12.7); one that must go is drained."""
         if request.reason == "idle":
-            if not worker.busy and not self._sole(worker) and worker.state == WORKER_SERVING:
+            if not worker.busy and not self._holds_sole(worker) and worker.state == WORKER_SERVING:
                 worker.leave_reason = "idle"
                 self._release(worker)
             return
         self.drain(worker, request.reason)
+
+    def _holds_sole(self, worker: WorkerRecord) -> bool:
+        return any(self.staging.is_sole(file, worker) for file in worker.files.values())
 
     def drain(self, worker: WorkerRecord, reason: str, *, leave: bool = True) -> None:
         """No new tasks; what waits in its queue comes back; it leaves when it may."""
@@ -204,6 +207,7 @@ class Fleet:
         worker.leave_exit = leave
         self.books.index.remove(worker)
         self.draining[worker.key] = worker
+        self.staging.drains(worker)
         if worker.queued:
             self.books.send(worker, Recall(tuple(worker.queued)))
 
@@ -211,27 +215,25 @@ class Fleet:
         """Take a drain back."""
         if worker.state == WORKER_DRAINING:
             self._to(worker, WORKER_SERVING)
-            self.draining.pop(worker.key, None)
+            self._drains_no_more(worker)
             self.books.index.update(worker, self.books.now, grown=True)
 
     def check_draining(self) -> None:
-        """Release draining workers that run nothing; first copy what only they hold."""
-        for worker in list(self.draining.values()):
-            if worker.busy or worker.outgoing:
-                continue
-            waiting = False
-            for file in self._sole(worker):
-                copying = len(file.replicas) > 1
-                waiting = waiting or copying or self.staging.replicate(file)
-            if not waiting:
+        """Release the draining workers that may leave, of those something changed for: they run nothing, and what only
+        they hold is copied first."""
+        leaving, self.books.leaving = self.books.leaving, {}
+        for worker in leaving:
+            held_up = worker.sole is None or worker.busy or worker.outgoing
+            if not held_up and not self.staging.save_one(worker):
                 self._release(worker)
 
-    def _sole(self, worker: WorkerRecord) -> list[FileRecord]:
-        return [file for file in worker.files.values() if self.staging.is_sole(file, worker)]
+    def _drains_no_more(self, worker: WorkerRecord) -> None:
+        self.draining.pop(worker.key, None)
+        self.staging.drains_no_more(worker)
 
     def _release(self, worker: WorkerRecord) -> None:
         self._to(worker, WORKER_LEAVING)
-        self.draining.pop(worker.key, None)
+        self._drains_no_more(worker)
         self.books.index.remove(worker)
         self.books.send(worker, Release(worker.leave_exit, worker.leave_reason))
         self.books.out.append(Disconnect(worker.key, f"released: {worker.leave_reason}"))
@@ -310,6 +312,8 @@ class Fleet:
             del self.blocked_hosts[host]
         if expired:
             self._refresh_blocks()
+        for worker in self.draining.values():
+            books.look_at_leaving(worker)  # room has come elsewhere, perhaps
         self._check_slow()
         self._check_large()
         self.staging.end_outliers()

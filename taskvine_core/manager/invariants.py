@@ -16,7 +16,7 @@ from taskvine_core.manager.books import Books
 from taskvine_core.manager.core import ManagerCore
 from taskvine_core.manager.records import TO_MANAGER, WorkerRecord
 from taskvine_core.manager.staging import KEPT_OVERHEAD_BYTES
-from taskvine_core.manager.states import REPLICA_READY
+from taskvine_core.manager.states import REPLICA_READY, WORKER_DRAINING
 from taskvine_core.resources import ZERO
 
 
@@ -29,6 +29,7 @@ def check_invariants(core: ManagerCore) -> None:
     kept = [len(file.kept[0]) + KEPT_OVERHEAD_BYTES for file in core.books.files.values() if file.kept is not None]
     assert sum(kept) == core.staging.kept_bytes, f"{sum(kept)} bytes are kept, staging says {core.staging.kept_bytes}"
     _check_transfers(core.books)
+    _check_leaving(core)
 
 
 def _check_tasks(core: ManagerCore) -> None:
@@ -104,3 +105,11 @@ def _check_transfers(books: Books) -> None:
             outgoing[transfer.source] += 1
     for key, count in outgoing.items():
         assert count == books.workers[key].outgoing, f"{books.workers[key].id}: {count} outgoing, books say otherwise"
+
+
+def _check_leaving(core: ManagerCore) -> None:
+    for worker in core.books.workers.values():
+        assert (worker.sole is not None) == (worker.state == WORKER_DRAINING) == (worker.key in core.fleet.draining)
+        if worker.sole is not None:
+            sole = {file.name for file in worker.files.values() if core.staging.is_sole(file, worker)}
+            assert sole <= {file.name for file in worker.sole}, f"{worker.id} would leave with a temp only it holds"

@@ -174,6 +174,7 @@ class WorkerRecord:
         "sent_bad",
         "sent_ok",
         "slow_alarms",
+        "sole",
         "state",
         "strikes",
         "took_bad",
@@ -211,6 +212,8 @@ class WorkerRecord:
         self.not_before = 0.0
         self.strikes = 0  # consecutive attempts forsaken here
         self.slow_alarms = 0
+        #: While it drains: temps that may lie only here (entries may be stale, none is absent).
+        self.sole: deque[FileRecord] | None = None
         self.bucket = -1
         self.joined = self.last_heard = self.idle_since = now
         self.pinged = 0.0

@@ -110,6 +110,8 @@ class Staging:
         self._retry: list[tuple[float, str]] = []
         self._rate = TransferRate(books.tuning)
         self.kept_bytes = 0
+        self.draining = 0  # workers whose sole temps are known
+        self.crowded: dict[WorkerRecord, None] = {}  # of those, whose temps found nobody with room for the moment
         self._thin: dict[str, FileRecord] = {}
         self._unplaced: dict[str, FileRecord] = {}  # thin, and nobody could take a copy when we looked
 
@@ -156,6 +158,8 @@ class Staging:
             self.kept_bytes -= len(file.kept[0]) + KEPT_OVERHEAD_BYTES
             file.kept = None
         file.at_manager = False
+        if self.draining:
+            self._may_be_sole(file)
 
     def _wait(self, file: FileRecord, worker: WorkerRecord) -> None:
         if file.pending is None:
@@ -339,6 +343,8 @@ class Staging:
         worker.cache_mb = worker.cached_bytes // MB
         file.ready += 1
         if file.ready == 1:
+            if worker.sole is not None:
+                self._may_be_sole(file)
             self.needs.file_available(file)
         if file.pending:
             self._kick(file)
@@ -417,6 +423,7 @@ class Staging:
             worker = self.books.workers.get(transfer.dest)
             if worker is not None:
                 worker.outgoing -= 1
+                self.books.look_at_leaving(worker)
         return transfer
 
     def _end(self, transfer_id: int, worker: WorkerRecord) -> Transfer | None:
@@ -427,6 +434,10 @@ class Staging:
         del self.books.transfers[transfer_id]
         self._release_source(transfer)
         worker.incoming -= 1
+        if self.crowded:
+            waiting = next(iter(self.crowded))
+            del self.crowded[waiting]
+            self.books.look_at_leaving(waiting)  # here is room for a copy
         return transfer
 
     def _release_source(self, transfer: Transfer) -> None:
@@ -434,6 +445,7 @@ class Staging:
             source = self.books.workers.get(transfer.source)
             if source is not None:
                 source.outgoing -= 1
+                self.books.look_at_leaving(source)
         elif transfer.source != TO_MANAGER and transfer.file is not None:
             transfer.file.origin_busy -= 1
 
@@ -488,6 +500,9 @@ class Staging:
             file.ready -= 1
             if not file.ready:
                 self.needs.file_lost(file)
+            elif self.draining:
+                self._may_be_sole(file)
+        self.books.look_at_leaving(worker)
         if file.ready and file.decl.kind == VINE_TEMP and len(file.replicas) < self.books.tuning.temp_replica_count:
             self.wants_copies(file)
 
@@ -574,6 +589,55 @@ class Staging:
         file.level = max(file.level, VINE_CACHE_LEVEL_WORKFLOW)
         self.bring(file, best)
         return True
+
+    def drains(self, worker: WorkerRecord) -> None:
+        """From now on know which temps lie only at this worker, without a walk over all it holds."""
+        self.draining += 1
+        worker.sole = deque(file for file in worker.files.values() if self.is_sole(file, worker))
+        self.books.look_at_leaving(worker)
+
+    def drains_no_more(self, worker: WorkerRecord) -> None:
+        """It is gone, or serves again."""
+        if worker.sole is not None:
+            self.draining -= 1
+            worker.sole = None
+            self.books.leaving.pop(worker, None)
+            self.crowded.pop(worker, None)
+
+    def _may_be_sole(self, file: FileRecord) -> None:
+        """Note it at the draining worker that now holds the only copy of a temp, if one does."""
+        if file.ready != 1 or file.decl.kind != VINE_TEMP:
+            return
+        for key, state in file.replicas.items():
+            if state == REPLICA_READY:
+                worker = self.books.workers.get(key)
+                if worker is not None and worker.sole is not None:
+                    worker.sole.append(file)
+                    self.books.leaving[worker] = None
+                return
+
+    def save_one(self, worker: WorkerRecord) -> bool:
+        """Have one temp that only this draining worker holds copied elsewhere; False when there is none left, or when
+        no worker has room for any of them."""
+        sole, crowded = worker.sole, False
+        assert sole is not None
+        for _ in range(len(sole)):
+            file = sole.popleft()
+            if not self.is_sole(file, worker):
+                continue
+            sole.append(file)  # until it is seen to lie elsewhere; the others come first, next time
+            if len(file.replicas) > 1 or self.replicate(file):
+                return True
+            crowded = crowded or self._somebody_could_hold(file)
+        if crowded:
+            self.crowded[worker] = None
+        return crowded
+
+    def _somebody_could_hold(self, file: FileRecord) -> bool:
+        """Would a worker have room for one more copy, were it not taking in others?"""
+        size_mb = max(0, file.size) // MB
+        return any(worker.totals.disk_mb - worker.in_use.disk_mb - worker.cache_mb > size_mb
+                   for worker in self.books.workers.values() if not worker.state and worker.key not in file.replicas)
 
     def is_sole(self, file: FileRecord, worker: WorkerRecord) -> bool:
         """Does only this worker hold a temp that is still needed?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import manager_rig
 import pytest
 from manager_rig import FOUR_CORES, ONE, SHA, Rig
 
@@ -9,6 +10,7 @@ from taskvine_core.constants import VINE_TASK_READY
 from taskvine_core.errors import StateError
 from taskvine_core.manager import events as ev
 from taskvine_core.manager.fleet import PATROL_S, SLOW_MIN_DONE
+from taskvine_core.manager.records import FileRecord, WorkerRecord
 from taskvine_core.manager.staging import BAD_DESTINATION
 from taskvine_core.manager.states import WORKER_DRAINING, WORKER_SERVING
 from taskvine_core.protocol import messages as msg
@@ -311,3 +313,50 @@ def test_watched_bytes_are_appended_only_for_the_current_attempt_at_its_own_work
     rig.say(rig.join(), msg.WatchData(task, 1, out, 0, b"not mine"))
     rig.say(key, msg.WatchData(task, 1, out, 0, b"new"), msg.WatchData(task, 2, out, 3, b"future"))
     assert rig.done_actions(ev.AppendWatched) == [ev.AppendWatched("/data/log", 0, b"new")]
+
+
+def test_an_event_does_not_look_at_the_files_of_draining_workers_it_does_not_concern() -> None:
+    rig = Rig()
+    home = rig.join(Resources(1, 8000, 50_000, 0))
+    for number in range(50):
+        rig.make_temp(f"t{number}")
+    busy = rig.submit("long")
+    assert rig.where(busy) == home
+    rig.tell(ev.DrainHost(f"host{home}", True))
+    other = rig.join()
+    looked_at: list[str] = []
+    is_sole = rig.core.staging.is_sole
+
+    def counting(file: FileRecord, worker: WorkerRecord) -> bool:
+        looked_at.append(file.name)
+        return is_sole(file, worker)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.core.staging, "is_sole", counting)
+        patch.setattr(manager_rig, "check_invariants", lambda core: None)
+        for _ in range(20):
+            rig.finish(rig.submit())
+        assert not looked_at
+        rig.finish(busy)
+        assert len(looked_at) == 1, "one copy is ordered at a time"
+    assert len(rig.sent(msg.Fetch, other)) == 1
+
+
+def test_a_draining_worker_stays_while_others_are_only_too_busy_to_take_its_temps() -> None:
+    rig = Rig()
+    rig.core.tuning.set("worker-source-max-transfers", 3)
+    homes = []
+    for number in range(4):
+        homes.append(rig.join(ONE_CORE_WORKER))
+        task = rig.submit(outputs=(rig.temp(f"t{number}"),))
+        rig.finish(task)
+        assert rig.submit("keeps it busy") and rig.core.workers[homes[-1]].running
+    for busy in list(rig.core.tasks):
+        rig.finish(busy)
+    target = rig.join()
+    rig.tell(*(ev.DrainHost(f"host{key}", True) for key in homes))
+    fetches = rig.sent(msg.Fetch, target)
+    assert len(fetches) == 3, "worker-source-max-transfers"
+    assert not rig.sent(msg.Release), "the fourth was let go with the only copy"
+    rig.say(target, msg.CacheUpdate(fetches[0].name, fetches[0].transfer_id, 10, SHA, 1.0, 0.1))
+    assert len(rig.sent(msg.Fetch, target)) == 4
