@@ -7,6 +7,7 @@ use it as tests do. Must not read a clock or draw unseeded numbers.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Weather:
     poll_fails: float = 0.0
     empty_listing: float = 0.0                    # a listing wrongly has no job; at most two in a row
     cancel_fails: float = 0.0
+    hold: float = 0.0                             # a job is held when it is submitted, until it is cancelled
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class SimJob:
     starts_at: float
     ends_at: float | None = None
     exit_code: int = 0
+    held: str = ""                      # why it does not start, "" when it will
 
     @property
     def tag(self) -> JobTag:
@@ -98,10 +101,21 @@ class SimulatedCluster:
         now, program = self.clock(), self.programs(request)
         starts_at = now + self.rng.uniform(*self.weather.start_s)
         job = SimJob(request, program, str(self._number), now + self.rng.uniform(*self.weather.visible_s), starts_at)
+        if self.weather.hold and self.rng.random() < self.weather.hold:
+            job.held, job.starts_at = "Transfer input files failure", math.inf
         if program.runtime_s is not None:
-            job.ends_at, job.exit_code = starts_at + program.runtime_s, program.exit_code
+            job.ends_at, job.exit_code = job.starts_at + program.runtime_s, program.exit_code
+        elif request.walltime_s > 0:
+            job.ends_at, job.exit_code = job.starts_at + request.walltime_s, _TERMINATED
         self.jobs[intent_id] = job
         return job.batch_id
+
+    def preempt(self, intent_id: str) -> None:
+        """End what a running job does and put it back into the queue."""
+        job = self.jobs[intent_id]
+        if not self.over(job) and job.starts_at <= self.clock():
+            job.starts_at = self.clock() + max(1.0, self.rng.uniform(*self.weather.start_s))
+            job.ends_at = job.starts_at + job.request.walltime_s if job.request.walltime_s > 0 else None
 
     def end(self, intent_id: str, exit_code: int) -> None:
         """End a job now, as its program or somebody outside would."""
@@ -136,6 +150,8 @@ class SimulatedCluster:
             failed = job.exit_code != 0
             return JobStatus(job.tag, job.batch_id, BatchState.ENDED, "simulated", min(job.starts_at, now),
                              job.ends_at or now, job.exit_code, "", job.program.stderr if failed else "")
+        if job.held:
+            return JobStatus(job.tag, job.batch_id, BatchState.HELD, said=job.held)
         if job.starts_at > now:
             return JobStatus(job.tag, job.batch_id, BatchState.QUEUED)
         return JobStatus(job.tag, job.batch_id, BatchState.RUNNING, "simulated", job.starts_at)
