@@ -46,6 +46,8 @@ BENCHES = {
                                                       "--readers", "2")),
     "factory": Bench("bench_factory.py", True, ("--workers", "2", "--tasks", "4", "--work", "0.2", "--idle", "0.1",
                                                 "--timeout", "1")),
+    "factory_pass": Bench("bench_factory_pass.py", True, ("--jobs", "50", "--tasks", "200", "--rounds", "2")),
+    "factory_ramp": Bench("bench_factory_ramp.py", True, ("--jobs", "50")),
     "transfer": Bench("bench_transfer.py", False, ("--megabytes", "4", "--rounds", "1")),
     "dispatch_cost": Bench("bench_dispatch_cost.py", False, ("--waiting", "12000", "--workers", "20", "--rounds", "1")),
 }

@@ -99,6 +99,7 @@ class World:
         self.journal: dict[str, JobRow] = {}
         self.kill_after: int | None = None      # points until the process dies: before actions, in calls
         self.hang_until = 0.0                   # the batch system's call in progress returns then
+        self.submit_s = 0.0                     # what a submission takes per job
         self.notes: list[str] = []
         self.finished = False
         self.runs = 0
@@ -247,6 +248,7 @@ class World:
         except BatchError as problem:
             self._events.append(SubmitUnclear(action.pool, action.intent_ids, str(problem)))
         else:
+            self.hang_until = max(self.hang_until, self.now + self.submit_s * len(requests))
             self._point()
             self._events.append(Accepted(action.pool, tuple((r.intent_id, r.batch_id) for r in results)))
 

@@ -55,6 +55,8 @@ class Weather:
     poll_fails: float = 0.0
     empty_listing: float = 0.0                    # a listing wrongly has no job; at most two in a row
     cancel_fails: float = 0.0
+    cycle_s: float = 0.0                          # jobs are looked at only so often
+    start_rate: float = 0.0                       # so many start per second, 0 = any number
     hold: float = 0.0                             # a job is held when it is submitted, until it is cancelled
 
 
@@ -91,6 +93,7 @@ class SimulatedCluster:
         self.rejects = ""                   # why it refuses submissions, "" when it does not
         self._lies = 0
         self._number = 0
+        self._next_start = float("-inf")
 
     def submit(self, request: JobRequest) -> str:
         """Take a job now. The same intent twice is the one thing that must never happen."""
@@ -99,7 +102,7 @@ class SimulatedCluster:
             raise AssertionError(f"intent {intent_id} was submitted twice")
         self._number += 1
         now, program = self.clock(), self.programs(request)
-        starts_at = now + self.rng.uniform(*self.weather.start_s)
+        starts_at = self._start_time(now)
         job = SimJob(request, program, str(self._number), now + self.rng.uniform(*self.weather.visible_s), starts_at)
         if self.weather.hold and self.rng.random() < self.weather.hold:
             job.held, job.starts_at = "Transfer input files failure", math.inf
@@ -109,6 +112,15 @@ class SimulatedCluster:
             job.ends_at, job.exit_code = job.starts_at + request.walltime_s, _TERMINATED
         self.jobs[intent_id] = job
         return job.batch_id
+
+    def _start_time(self, now: float) -> float:
+        starts_at = now + self.rng.uniform(*self.weather.start_s)
+        if self.weather.cycle_s > 0:
+            starts_at = math.ceil(starts_at / self.weather.cycle_s) * self.weather.cycle_s
+        if self.weather.start_rate > 0:
+            starts_at = max(starts_at, self._next_start)
+            self._next_start = starts_at + 1 / self.weather.start_rate
+        return starts_at
 
     def preempt(self, intent_id: str) -> None:
         """End what a running job does and put it back into the queue."""
