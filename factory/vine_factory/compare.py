@@ -1,0 +1,147 @@
+"""A day of work under several ways to scale: `vine_factory simulate`.
+
+Owns the stand-in between the real core and a simulated day, and the report. Deterministic: a seed is a day.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+
+from taskvine_core.records import NamedTuple
+from taskvine_core.resources import Resources
+from vine_factory import config, defaults
+from vine_factory.batch.base import BatchState, JobStatus, JobTag
+from vine_factory.config import Settings, Sourced
+from vine_factory.core import FactoryCore
+from vine_factory.dayworld import PERIOD_S, Day, DayJob, Site, Totals
+from vine_factory.demand import BUSY, IDLE, Demand, Group, WorkerFacts
+from vine_factory.events import Accepted, Action, CancelJobs, Observed, RetireAnswered, RetireWorkers, SubmitJobs
+from vine_factory.published import all_there, published
+from vine_factory.readings import Known
+from vine_factory.trace import Work
+
+MANAGER, POOL = "m:1", "local"
+_HOUR_S = 3600.0
+_MB = 1000
+_HIGH = 0.95
+
+
+class Row(NamedTuple):
+    """One way to scale. Waits and makespan in seconds; the latter from the first arrival to the last end."""
+
+    policy: str
+    makespan_s: float
+    mean_wait_s: float
+    high_wait_s: float
+    core_hours: float
+    idle_core_hours: float
+    jobs: int
+    peak: int
+
+
+class Ours:
+    """The real core as one who scales a day."""
+
+    def __init__(self, day: Day) -> None:
+        numbers = itertools.count(1)
+        self._day = day
+        self._offers = Resources(day.site.cores, _MB * day.site.cores, _MB * day.site.cores, 0)
+        self._core = FactoryCore(_settings(day.site, self._offers), {POOL: 0.0}, lambda: f"sim-{next(numbers)}")
+
+    def scale(self) -> None:
+        """One pass."""
+        day = self._day
+        while day.lately_ended and day.now - (day.lately_ended[0].ended_at or 0.0) > defaults.ENDED_KEPT_S:
+            day.lately_ended.popleft()
+        listing = tuple(map(self._status, [*day.jobs.values(), *day.lately_ended]))
+        observed = Observed({MANAGER: Known(self._demand(), day.now)}, Known(1, day.now),
+                            {POOL: Known(listing, day.now)})
+        self._act(self._core.handle(observed, day.now))
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        day = self._day
+        for action in actions:
+            if isinstance(action, SubmitJobs):
+                for name in action.intent_ids:
+                    day.submit(name)
+                self._core.handle(Accepted(POOL, tuple((name, name) for name in action.intent_ids)), day.now)
+            elif isinstance(action, CancelJobs):
+                for name, _ in action.jobs:
+                    day.end(name)
+            elif isinstance(action, RetireWorkers):
+                idle = [name for name, _ in action.workers if name in day.jobs and not day.jobs[name].running]
+                for name in idle:
+                    day.end(name)
+                kept = {name: "busy" for name, _ in action.workers if name not in idle}
+                self._core.handle(RetireAnswered(MANAGER, tuple(idle), kept), day.now)
+
+    def _status(self, job: DayJob) -> JobStatus:
+        tag = JobTag("sim", POOL, job.name)
+        if job.ended_at is not None:
+            return JobStatus(tag, job.name, BatchState.ENDED, "", job.starts_at if job.started else 0.0, job.ended_at, 0)
+        return JobStatus(tag, job.name, BatchState.RUNNING, "", job.starts_at) if job.started \
+            else JobStatus(tag, job.name, BatchState.QUEUED)
+
+    def _demand(self) -> Demand:
+        day, cores = self._day, self._day.site.cores
+        groups = []
+        for each, queue in day.waiting.items():
+            count, seconds = day.done.get(each, (0, 0.0))
+            if queue:
+                groups.append(Group(f"{each}-core", len(queue), seconds / count if count else None, (each / cores,),
+                                    Resources(each, -1, -1, 0)))
+        workers = tuple(
+            WorkerFacts(job.name, job.name, "", BUSY if job.running else IDLE,
+                        0.0 if job.idle_since is None else day.now - job.idle_since, job.running, 0, 0, self._offers,
+                        1 - job.free / cores) for job in day.jobs.values() if job.connected_at is not None)
+        return Demand("m", "day", day.waiting_tasks, day.running_tasks, day.waiting_tasks, tuple(groups), workers, ())
+
+
+def _settings(site: Site, offers: Resources) -> Settings:
+    given: dict[str, object] = {"batch-type": "local", "min-workers": 0, "max-workers": site.maximum,
+                                "factory-period": PERIOD_S, "cores": offers.cores, "memory": offers.memory_mb,
+                                "disk": offers.disk_mb}
+    return config.build({key: Sourced(config.check_value(key, value, "simulation"), "simulation")
+                         for key, value in given.items()}, config.FileValues(), host="m", port=1, machine=offers)
+
+
+def compare(works: Sequence[Work], site: Site, seed: int) -> list[Row]:
+    """The same day under each way to scale; the last row is what nobody can do better."""
+    per_worker = max(1, round(site.cores * len(works) / max(1, sum(work.cores for work in works))))
+    policies: tuple[tuple[str, Callable[[Day], Callable[[], None]]], ...] = (
+        ("ours", lambda day: Ours(day).scale),
+        ("published", lambda day: lambda: published(day)),
+        ("published, tuned", lambda day: lambda: published(day, 0, per_worker)),
+        ("knows the future", lambda day: lambda: all_there(day)))
+    rows = []
+    for name, make in policies:
+        day = Day(works, site, seed)
+        rows.append(row(name, day.run(make(day)), works[0].arrives_s if works else 0.0, exact=make is policies[-1][1]))
+    return rows
+
+
+def row(policy: str, totals: Totals, start_s: float, *, exact: bool = False) -> Row:
+    """The day's figures. ``exact``: paid is what was used."""
+    waits = sorted(totals.waits_s) or [0.0]
+    core_s = totals.busy_core_s if exact else totals.core_s
+    return Row(policy, totals.makespan_s - start_s, sum(waits) / len(waits), waits[int(_HIGH * (len(waits) - 1))],
+               core_s / _HOUR_S, (core_s - totals.busy_core_s) / _HOUR_S, totals.jobs, totals.peak)
+
+
+def table(rows: Sequence[Row], works: Sequence[Work], site: Site) -> str:
+    """For people."""
+    hours = sum(work.cores * work.seconds for work in works) / _HOUR_S
+    lines = [f"{len(works)} tasks, {hours:.0f} core-hours; up to {site.maximum} workers of {site.cores} cores",
+             f"{'':18}{'makespan':>10}{'mean wait':>11}{'95 % wait':>11}{'core-hours':>12}{'idle':>8}{'jobs':>7}"
+             f"{'peak':>6}"]
+    lines += [f"{each.policy:18}{each.makespan_s:>8.0f} s{each.mean_wait_s:>9.1f} s{each.high_wait_s:>9.0f} s"
+              f"{each.core_hours:>12.1f}{each.idle_core_hours:>8.1f}{each.jobs:>7}{each.peak:>6}" for each in rows]
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row], works: Sequence[Work], site: Site, seed: int) -> str:
+    """For programs."""
+    return json.dumps({"seed": seed, "tasks": len(works), "site": site._asdict(),
+                       "policies": [each._asdict() for each in rows]}, indent=2)
