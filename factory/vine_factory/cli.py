@@ -150,12 +150,18 @@ def report(words: Sequence[str]) -> int:
     return write(words)
 
 
+def simulate(words: Sequence[str]) -> int:
+    """`vine_factory simulate`: a day of work under this factory, the published one, and one who knows the future."""
+    from vine_factory.compare import main as compare
+    return compare(words)
+
+
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Of all sub-commands but `run`, by name."""
-    from vine_factory import explaining, steer
+    from vine_factory import compare, explaining, steer
     from vine_factory import report as page
     return {"status": _status_parser(), "check": _check_parser(), "render": _render_parser(),
-            "explain": explaining.parser(), "report": page.parser(),
+            "explain": explaining.parser(), "report": page.parser(), "simulate": compare.parser(),
             **{command: steer.parser(command) for command in steer.COMMANDS},
             "completion": _completion_parser(), "man": _man_parser()}
 
@@ -191,7 +197,7 @@ def man(words: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run, "status": status, "check": check, "render": render, "explain": explain, "report": report,
-    "completion": completion, "man": man,
+    "simulate": simulate, "completion": completion, "man": man,
     **{command: _steer(command) for command in ("drain", "pause", "resume", "adopt", "logs")}}
 
 

@@ -5,10 +5,13 @@ Owns the stand-in between the real core and a simulated day, and the report. Det
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from taskvine_core.errors import ConfigError
 from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from vine_factory import config, defaults
@@ -20,7 +23,7 @@ from vine_factory.demand import BUSY, IDLE, Demand, Group, WorkerFacts
 from vine_factory.events import Accepted, Action, CancelJobs, Observed, RetireAnswered, RetireWorkers, SubmitJobs
 from vine_factory.published import all_there, published
 from vine_factory.readings import Known
-from vine_factory.trace import Work
+from vine_factory.trace import Work, bursty_day, parse
 
 MANAGER, POOL = "m:1", "local"
 _HOUR_S = 3600.0
@@ -80,7 +83,8 @@ class Ours:
     def _status(self, job: DayJob) -> JobStatus:
         tag = JobTag("sim", POOL, job.name)
         if job.ended_at is not None:
-            return JobStatus(tag, job.name, BatchState.ENDED, "", job.starts_at if job.started else 0.0, job.ended_at, 0)
+            started_at = job.starts_at if job.started else 0.0
+            return JobStatus(tag, job.name, BatchState.ENDED, "", started_at, job.ended_at, 0)
         return JobStatus(tag, job.name, BatchState.RUNNING, "", job.starts_at) if job.started \
             else JobStatus(tag, job.name, BatchState.QUEUED)
 
@@ -145,3 +149,47 @@ def as_json(rows: Sequence[Row], works: Sequence[Work], site: Site, seed: int) -
     """For programs."""
     return json.dumps({"seed": seed, "tasks": len(works), "site": site._asdict(),
                        "policies": [each._asdict() for each in rows]}, indent=2)
+
+
+def main(words: Sequence[str]) -> int:
+    """Read the options, simulate, print. Returns 0.
+
+    Raises:
+        ConfigError: the options or the trace are wrong.
+    """
+    given = parser().parse_args(list(words))
+    if given.max < 1 or given.cores < 1 or not 0 <= given.queue[0] <= given.queue[1]:
+        raise ConfigError("simulate: a site without workers, or a queue that ends before it begins",
+                          hint="--max and --cores are at least 1, --queue LEAST MOST")
+    site = Site(given.max, given.cores, (given.queue[0], given.queue[1]))
+    works = bursty_day(given.seed) if given.trace is None else _trace(Path(given.trace))
+    if any(work.cores > site.cores for work in works):
+        raise ConfigError(f"simulate: a task needs more cores than a worker has ({site.cores})", hint="see --cores")
+    rows = compare(works, site, given.seed)
+    print(as_json(rows, works, site, given.seed) if given.json else table(rows, works, site))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of `vine_factory simulate`."""
+    usual = Site()
+    made = argparse.ArgumentParser(
+        prog="vine_factory simulate", description="Simulate a day of bursts of tasks, the same one under several ways to"
+        " scale: this factory; the published algorithm, which starts 5 workers per 30 s (tuned: any number, and told how"
+        " many tasks a worker takes); and all workers there for nothing whenever they are useful. A seed is a day.")
+    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--trace", metavar="FILE", help="tasks, one per line: arrival in seconds, duration in seconds, "
+                        "cores (default: bursts from the seed)")
+    made.add_argument("--max", type=int, default=usual.maximum, help="workers (default: %(default)s)")
+    made.add_argument("--cores", type=int, default=usual.cores, help="of each worker (default: %(default)s)")
+    made.add_argument("--queue", type=float, nargs=2, default=usual.queue_s, metavar=("LEAST", "MOST"),
+                        help="seconds for which a job waits in the queue")
+    made.add_argument("--json", action="store_true", help="the figures as JSON")
+    return made
+
+
+def _trace(path: Path) -> list[Work]:
+    try:
+        return parse(path.read_text(encoding="utf-8").splitlines(), str(path))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"cannot read {path}: {problem}", hint="see --trace") from problem

@@ -202,7 +202,9 @@ def _situation(pool: PoolSettings, state: PoolState, counts: _Counts, wanted: in
                settings: Settings, now: float) -> limits.Situation:
     usual_s = state.startup.usual_s()
     minimum, maximum = _jobs(pool.minimum, pool), pool.maximum // pool.workers_per_job
-    state.recent.window_s = max(settings.retire_after_s, min(usual_s or 0.0, defaults.WINDOW_STARTUP_MAX_S))
+    window_s = max(settings.retire_after_s, min(usual_s or 0.0, defaults.WINDOW_STARTUP_MAX_S))
+    # Ends with the pass that is nearest to its end, not with the next one: an idle fleet for half a period is dear.
+    state.recent.window_s = max(0.0, window_s - settings.period_s / 2)
     if blind:
         state.recent.forget()
     else:
@@ -211,7 +213,7 @@ def _situation(pool: PoolSettings, state: PoolState, counts: _Counts, wanted: in
     situation = limits.Situation(
         wanted=wanted, active=counts.active, leaving=counts.leaving, waiting=counts.waiting, minimum=minimum,
         maximum=maximum, per_cycle=pool.per_cycle, unknown=blind, recent_high=state.recent.value(now),
-        window_s=state.recent.window_s, health_new=health_new, health_reason=why, busy=counts.busy,
+        window_s=window_s, health_new=health_new, health_reason=why, busy=counts.busy,
         queued=counts.queued, max_idle=pool.max_idle, order=state.order)
     return _with_budget(_with_worth(_with_disruption(situation, pool, state, now), pool, want, usual_s), pool, state)
 
