@@ -15,7 +15,7 @@ import sys
 import time
 import tracemalloc
 
-from bench_support import ROOT, Figures, Report, parser
+from bench_support import ROOT, Figures, Report, parser, rss_bytes
 
 sys.path.insert(0, str(ROOT / "factory"))
 
@@ -119,6 +119,7 @@ def main() -> None:
     given = options.parse_args()
     report = Report("factory_pass", "ms", f"<= {TARGET_MS:.0f} ms, <= {TARGET_MB:.0f} MB")
     detail = run(given.jobs, given.tasks, given.kinds, given.rounds)
+    detail["rss_mb"] = rss_bytes() / 1e6
     detail["peak_mb"] = held_mb(given.jobs, given.tasks, given.kinds)
     report.emit(detail["value"], TARGET_MS, detail["value"] / TARGET_MS, {**detail, "jobs": given.jobs})
 

@@ -174,16 +174,17 @@ def parser() -> argparse.ArgumentParser:
     """Of `vine_factory simulate`."""
     usual = Site()
     made = argparse.ArgumentParser(
-        prog="vine_factory simulate", description="Simulate a day of bursts of tasks, the same one under several ways to"
-        " scale: this factory; the published algorithm, which starts 5 workers per 30 s (tuned: any number, and told how"
-        " many tasks a worker takes); and all workers there for nothing whenever they are useful. A seed is a day.")
-    made.add_argument("--seed", type=int, default=1)
+        prog="vine_factory simulate",
+        description="Simulate a day of bursts of tasks, the same one under several ways to scale: this factory; the "
+        "published algorithm, which starts 5 workers per 30 s (tuned: any number, and told how many tasks a worker "
+        "takes); and all workers there for nothing whenever they are useful. A seed is a day.")
+    made.add_argument("--seed", type=int, default=1, help="of the day (default: %(default)s)")
     made.add_argument("--trace", metavar="FILE", help="tasks, one per line: arrival in seconds, duration in seconds, "
-                        "cores (default: bursts from the seed)")
+                      "cores (default: bursts from the seed)")
     made.add_argument("--max", type=int, default=usual.maximum, help="workers (default: %(default)s)")
     made.add_argument("--cores", type=int, default=usual.cores, help="of each worker (default: %(default)s)")
     made.add_argument("--queue", type=float, nargs=2, default=usual.queue_s, metavar=("LEAST", "MOST"),
-                        help="seconds for which a job waits in the queue")
+                      help="seconds for which a job waits in the queue")
     made.add_argument("--json", action="store_true", help="the figures as JSON")
     return made
 
