@@ -48,7 +48,7 @@ def test_records_of_a_simulated_run_replay_to_the_same_decision() -> None:
             world._handle(PoolPaused("local"))
         if step == 200:
             world._handle(PoolDrained("local"))
-        for made in passes.records(world.core, {"local": world._listing}, world.now):
+        for made in passes.records(world.core, world._listings, world.now):
             read = json.loads(json.dumps(made))
             target, steps = reasons.replay(read)
             assert (target, [list(each) for each in steps]) == (read["target"], read["steps"])
