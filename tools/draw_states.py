@@ -28,7 +28,7 @@ from taskvine_core.manager.tuning import TUNING_NAMES, Tuning  # noqa: E402
 from taskvine_core.protocol.handshake import ACCEPTED, ROLE_CODES  # noqa: E402
 from taskvine_core.protocol.messages import NUMBERS  # noqa: E402
 from taskvine_core.worker import machines, options  # noqa: E402
-from vine_factory import config, jobs  # noqa: E402
+from vine_factory import config, jobs, metrics  # noqa: E402
 from vine_factory.batch import registry  # noqa: E402
 from vine_factory.batch.schema import allowed  # noqa: E402
 from vine_factory.preview import shown_value  # noqa: E402
@@ -177,6 +177,12 @@ WITHOUT_EFFECT = {
 }
 
 
+def factory_metrics() -> str:
+    """What `--metrics-port` serves."""
+    return table(("metric", "labels", "meaning"), [(f"`{metric.name}`", ", ".join(metric.labels), metric.help)
+                                                   for metric in metrics.METRICS])
+
+
 def batch_systems() -> str:
     """Batch systems whose drivers are there, with what is assumed of them when nothing is said."""
     names: dict[str, list[str]] = {name: [name] for name in registry.usable()}
@@ -250,6 +256,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "roles": roles,
     "worker-options": worker_options,
     "factory-options": factory_options,
+    "factory-metrics": factory_metrics,
     "batch-systems": batch_systems,
     "pool-options": pool_options,
     "condor-options": condor_options,
