@@ -21,6 +21,7 @@ import pytest
 from taskvine_core.constants import RESULT_NAMES, result_text
 from taskvine_core.errors import ConfigError
 from taskvine_core.worker.options import parse
+from vine_factory.cli import parsers
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -123,6 +124,8 @@ def test_options_in_the_operations_page_exist() -> None:
     known = set(GENERATOR.worker_options().split()) | set(GENERATOR.factory_options().split("`"))
     known |= {word.rstrip(",") for word in known}
     known |= {"--batch", "--min", "--max", "--factory-name", "--tasks"}  # further spellings of the factory and status
+    known |= {option for parser in parsers().values() for option in parser._option_string_actions}
+    known |= {"--user", "--now"}  # systemctl
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)):
         assert option in known, f"{option} is no option of worker or factory"
 
