@@ -150,7 +150,7 @@ def test_a_running_job_is_asked_and_a_waiting_one_is_removed(site: Site) -> None
     client.cancel_many(handles, force=False)
     polite = {"pbs": ("qsig", "-s", "SIGTERM"), "torque": ("qsig", "-s", "SIGTERM"), "lsf": ("bkill", "-s", "TERM"),
               "flux": ("flux", "job", "kill", "--signal=SIGTERM")}[site.system]
-    cancel = {"pbs": ("qdel", "-x"), "torque": ("qdel",), "lsf": ("bkill", "-s", "KILL"),
+    cancel = {"pbs": ("qdel",), "torque": ("qdel",), "lsf": ("bkill", "-s", "KILL"),
               "flux": ("flux", "cancel")}[site.system]
     assert [call[0][len(polite):] for call in site.calls(*polite)] == [[found["i-1"].batch_id]]
     assert [call[0][len(cancel):] for call in site.calls(*cancel)] == [[found["i-2"].batch_id]]
