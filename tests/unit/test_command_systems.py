@@ -18,7 +18,7 @@ from vine_factory.batch import command
 from vine_factory.batch.base import BatchState, JobHandle, JobRequest, JobStatus, JobTag
 from vine_factory.batch.command import CommandBatch
 from vine_factory.batch.command_options import DEFINITION, OPTIONS
-from vine_factory.batch.command_text import Definition, definition, expanded, seen, shipped
+from vine_factory.batch.command_text import Definition, definition, digest, expanded, seen, shipped, tag_of
 from vine_factory.batch.job_numbers import JobNumbers
 from vine_factory.batch.place import Place
 from vine_factory.batch.schema import check_options
@@ -43,6 +43,7 @@ for one in names:
     if os.path.exists(home + "/" + one + ".rc"):
         sys.exit(int(open(home + "/" + one + ".rc").read()))
 """
+POOL = Place("rec", "pool", Path("/nowhere"), {})
 OPTIONS_OF_A_SITE = {"queue": "long", "account": "acct", "project": "proj", "resources": {"scratch": "10gb"},
                      "extra-directives": ["-x one two"]}
 
@@ -249,6 +250,14 @@ def test_words_are_filled_in_one_by_one_and_never_split() -> None:
         "x", "1", "2 3", "--n=a b; rm -rf $HOME", "$5"]
     with pytest.raises(ConfigError, match="here: the word"):
         expanded(["$nmae"], values, "here")
+
+
+@pytest.mark.parametrize(("record", "intent"), [
+    ({"tag": "rec/pool/i-1"}, "i-1"), ({"tag": "rec/other/i-1"}, None), ({"tag": "other/pool/i-1"}, None),
+    ({"name": f"vine.{digest(POOL)}.i-1"}, "i-1"), ({"name": f"vine.{digest(POOL._replace(pool='q'))}.i-1"}, None),
+    ({}, None)])
+def test_jobs_of_other_pools_and_factories_are_not_ours(record: dict[str, str], intent: str | None) -> None:
+    assert tag_of(POOL, record) == (JobTag("rec", "pool", intent) if intent else None)
 
 
 def test_exit_statuses_above_the_base_are_signals_and_unknown_is_not_zero() -> None:
