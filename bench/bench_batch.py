@@ -4,6 +4,12 @@
 
 The jobs ask for what no machine has, so that the figures are those of the queue and not of starting processes.
 A batch system of its own is started as the tests do. ``value``: seconds from the first call to the last job gone.
+    finally:
+        cluster.down()
+
+
+@contextlib.contextmanager
+A pool or cluster of its own is started as the tests do. ``value``: seconds from the first call to the last job gone.
 """
 
 from __future__ import annotations
@@ -67,7 +73,26 @@ def grid_engine(factory_id: str, options: Mapping[str, object]) -> Iterator[Call
         cluster.down()
 
 
-SYSTEMS: dict[str, System] = {"condor": condor, "drmaa": grid_engine}
+@contextlib.contextmanager
+def slurm(factory_id: str, options: Mapping[str, object]) -> Iterator[Callable[[Path], BatchSystem]]:
+    """A cluster, and how to make a client of it."""
+    from clusters.slurm import Cluster
+
+    from vine_factory.batch.place import Place
+    from vine_factory.batch.schema import check_options
+    from vine_factory.batch.slurm import SlurmBatch
+    from vine_factory.batch.slurm_options import OPTIONS
+
+    cluster = Cluster()
+    try:
+        os.environ.update(cluster.up())
+        checked = check_options({"partition": "off", **options}, OPTIONS, "bench")
+        yield lambda directory: SlurmBatch(Place(factory_id, "bench", directory, checked))
+    finally:
+        cluster.down()
+
+
+SYSTEMS: dict[str, System] = {"condor": condor, "drmaa": grid_engine, "slurm": slurm}
 
 
 def measure(client: BatchSystem, factory_id: str, count: int) -> dict[str, float]:
@@ -102,7 +127,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--system", choices=sorted(SYSTEMS), required=True)
     options.add_argument("--count", type=int, default=1000)
-    options.add_argument("--client", default="", help="HTCondor: bindings or tools")
+    options.add_argument("--client", default="", help="HTCondor: bindings or tools; Slurm: pyslurm or tools")
     given = options.parse_args()
     report = Report("batch", "s", "limited by the batch system only")
     factory_id = f"bench{os.getpid()}"

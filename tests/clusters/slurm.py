@@ -34,7 +34,8 @@ class Cluster:
         self.prefix = f"v{os.getpid() % 100_000}{'a' if accounting else 'n'}"
         self._settings = {**os.environ, "SLURM_DIR": str(self.directory), "SLURM_PREFIX": self.prefix,
                           "SLURM_DBD": "yes" if accounting else "", "SLURM_NODES": "1" if accounting else "3",
-                          "SLURM_MINJOBAGE": str(forget_s), "SLURM_PORT": str(_free_ports())}
+                          "SLURM_MINJOBAGE": str(forget_s), "SLURM_PORT": str(_free_ports()),
+                          "SLURM_OWNER": str(os.getpid())}
         self.environment: dict[str, str] = {}
 
     def up(self) -> Mapping[str, str]:

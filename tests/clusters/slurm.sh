@@ -14,6 +14,7 @@
 #   SLURM_PREFIX   begins the names of nodes; two clusters at the same time need different ones
 #   SLURM_NODES    how many (3), each with 16 cpus and 16000 MB
 #   SLURM_DBD      not empty: with accounting (mariadb and slurmdbd, 4 s more)
+#   SLURM_OWNER    process whose end is the cluster's
 #   SLURM_MINJOBAGE  how long an ended job stays in the listing (300 s)
 set -euo pipefail
 
@@ -231,10 +232,16 @@ up() {
     local name i
     for name in $(nodes); do node_start "$name"; done
     for i in $(seq 200); do
-        [ "$(sinfo -h -p main -t idle -o %D 2>/dev/null)" != "$NODES" ] || return 0
+        [ "$(sinfo -h -p main -t idle -o %D 2>/dev/null)" != "$NODES" ] || { guard; return 0; }
         sleep 0.1
     done
     die "nodes did not come up: $(sinfo -N -o '%N %T %E' 2>&1)"
+}
+
+guard() { # what starts the cluster may be killed before it can end it
+    [ -n "${SLURM_OWNER:-}" ] || return 0
+    setsid bash -c 'while [ -d "$2" ] && kill -0 "$1" 2>/dev/null; do sleep 2; done; exec "$0" down' \
+        "$0" "$SLURM_OWNER" "$D" >/dev/null 2>&1 </dev/null &
 }
 
 down() {
@@ -269,5 +276,5 @@ ctl-stop) stop "$D/run/slurmctld.pid" slurmctld TERM ;;
 ctl-start) ctl_start ;;
 node-kill) stop "$D/run/slurmd-$2.pid" slurmd KILL ;;
 node-start) node_start "$2" ;;
-*) sed -n '2,20p' "$0"; exit 2 ;;
+*) sed -n '2,21p' "$0"; exit 2 ;;
 esac

@@ -105,18 +105,26 @@ def _check(request: JobRequest) -> None:
 
 
 def _parts(group: Sequence[JobRequest], most: int) -> Iterator[list[JobRequest]]:
-    """Arrays that are small enough: in number, in the length of what names them, in bytes."""
+    """Arrays that are small enough: in number, in bytes, in the length of what names them."""
     part: list[JobRequest] = []
     size = 0
     for request in group:
         grown = size + sum(len(word) for word in request.command if part and word not in part[0].command)
-        if part and (len(part) >= most or grown > _MAX_SCRIPT_BYTES
-                     or len(encode([one.tag for one in (*part, request)])) > MAX_CHARS):
-            yield part
+        if part and (len(part) >= most or grown > _MAX_SCRIPT_BYTES):
+            yield from _named(part)
             part, grown = [], 0
         part.append(request)
         size = grown
-    yield part
+    yield from _named(part)
+
+
+def _named(part: list[JobRequest]) -> Iterator[list[JobRequest]]:
+    """Halves, until what names them fits."""
+    if len(part) == 1 or len(encode([request.tag for request in part])) <= MAX_CHARS:
+        yield part
+        return
+    for half in (part[:len(part) // 2], part[len(part) // 2:]):
+        yield from _named(half)
 
 
 def _text(place: Place, group: Sequence[JobRequest]) -> str:
