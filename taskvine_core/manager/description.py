@@ -101,9 +101,11 @@ class Description:
             mount_symlink: a symbolic link instead of a hard link (for big directories).
         """
         flags = (VINE_FIXED_LOCATION if strict_input else 0) | (VINE_MOUNT_SYMLINK if mount_symlink else 0)
+        mount = mounted(file, remote_name, flags, "input")
         if self._inputs is None:
-            self._inputs = []
-        self._inputs.append(mounted(file, remote_name, flags, "input"))
+            self._inputs = [mount]  # room for one, not for four as append makes: most tasks have few
+        else:
+            self._inputs.append(mount)
 
     def add_output(self, file: File, remote_name: str, watch: bool = False, failure_only: bool | None = None,
                    success_only: bool | None = None) -> None:
@@ -115,9 +117,11 @@ class Description:
         """
         flags = ((VINE_WATCH if watch else 0) | (VINE_FAILURE_ONLY if failure_only else 0)
                  | (VINE_SUCCESS_ONLY if success_only else 0))
+        mount = mounted(file, remote_name, flags, "output")
         if self._outputs is None:
-            self._outputs = []
-        self._outputs.append(mounted(file, remote_name, flags, "output"))
+            self._outputs = [mount]
+        else:
+            self._outputs.append(mount)
 
     def add_environment(self, file: File) -> None:
         """Run the command inside an unpacked environment; the last one added is the outermost."""

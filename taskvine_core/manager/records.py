@@ -253,7 +253,6 @@ class FileRecord:
         "at_manager",
         "decl",
         "declared",
-        "destinations",
         "faults",
         "kept",
         "level",
@@ -298,7 +297,6 @@ class FileRecord:
         self.recoveries = 0
         self.waiters: list[TaskRecord] | None = None
         self.pending: deque[int] | None = None  # workers that wait for a source to be free
-        self.destinations = 0
         self.origin_busy = 0
         self.faults: dict[int, Fault] | None = None
 
