@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,16 @@ def snapshot(core: FactoryCore, now: float) -> dict[str, Any]:
         state = core.pools[pool.name]
         counts = dict.fromkeys((s.value for s in JobState if s is not JobState.ENDED), 0)
         idle = 0
+        held: Counter[str] = Counter()
         for job in core.fleet.of_pool(pool.name):
+            held[job.held_words] += job.state is JobState.HELD
             counts[job.state.value] += 1
             idle += job.idle
         decision = state.decision
         binding = decision.binding() if decision is not None else None
         pools.append({
             "name": pool.name, "batch": pool.batch, "min": pool.minimum, "max": pool.maximum, **counts, "idle": idle,
-            "order": state.order,
+            "order": state.order, "held_words": held.most_common(1)[0][0] if counts[JobState.HELD.value] else "",
             "wanted": decision.wanted if decision else 0, "target": decision.target if decision else 0,
             "limit": binding.limit if binding else "", "why": sentence(decision) if decision else "",
             "decision": as_record(decision) if decision else None, "last_fault": state.health.last_words,

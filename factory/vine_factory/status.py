@@ -79,6 +79,8 @@ def table(state: dict[str, Any]) -> str:
                      + "".join(f"{pool[column]:>{_COLUMN_CHARS}}" for column in _COLUMNS))
         order = f"{pool['order']} on request: " if pool["order"] else ""
         lines.append(f"    {order}{pool['why']}")
+        if pool["held_words"]:
+            lines.append(f"    held: {pool['held_words']}")
         if pool["last_fault"]:
             lines.append(f"    last fault: {pool['last_fault']}")
     for manager in state["managers"]:

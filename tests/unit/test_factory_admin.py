@@ -134,7 +134,7 @@ STATE: dict[str, Any] = {
         {"name": "a-pool-with-a-very-long-name", "wanted": 123456, "target": 5, "intended": 0, "submitted": 1,
          "queued": 2, "held": 0, "running": 3, "connected": 4500, "idle": 4, "draining": 5,
          "order": "paused", "why": "because",
-         "last_fault": "sbatch: error: invalid account", "faults": {"held": 7}, "preempted": 2}],
+         "last_fault": "sbatch: error: invalid account", "held_words": "", "faults": {"held": 7}, "preempted": 2}],
     "managers": [{"address": "m:1", "project": "p", "answers": False, "why": "silent", "tasks_waiting": 9,
                   "tasks_running": 8, "workers": 7}]}
 

@@ -118,6 +118,9 @@ class CommandBatch(BatchSystem):
                 done = self._run(key, {"ids": some, "user": _user()})
                 if done.status != 0:
                     self._check_reached(done)  # any other complaint is that jobs are gone, or about to
+        for job in jobs:
+            if (entry := self._listed.find(job.tag.intent_id)) is not None and entry.tag == job.tag:
+                self._listed.cancelled(entry)
 
     def describe(self, job: JobHandle) -> dict[str, object]:
         """See `BatchSystem`: what the describe command prints under "text", and what we make of the job."""

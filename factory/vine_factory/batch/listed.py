@@ -36,7 +36,8 @@ class Seen(NamedTuple):
 
 @dataclass(slots=True)
 class Entry:
-    """One job. ``noticed_at``: when its end was learnt. ``open_end``: it ended, how is not known yet."""
+    """One job. ``noticed_at``: when its end was learnt. ``open_end``: it ended, how is not known yet. ``called_off``:
+    it was cancelled before it had started, so that no accounting will ever tell of it."""
 
     tag: JobTag
     batch_id: str
@@ -50,6 +51,7 @@ class Entry:
     stderr_tail: str = ""
     listed: bool = True
     open_end: bool = False
+    called_off: bool = False
     lookups: int = 0
     looked_up_at: float = float("-inf")
 
@@ -80,6 +82,10 @@ class Listed:
             entry = self._jobs[tag.intent_id] = Entry(tag, batch_id)
         self._by_id[batch_id] = entry
 
+    def cancelled(self, entry: Entry) -> None:
+        """The batch system was asked to end this job."""
+        entry.called_off = entry.state in (BatchState.QUEUED, BatchState.HELD)
+
     def listing(self, seen: Iterable[Seen], now: float) -> list[Entry]:
         """Take a whole listing, of jobs that are known; returns those that it shows to have ended."""
         for entry in self._jobs.values():
@@ -97,6 +103,10 @@ class Listed:
                     ended.append(entry)
             elif entry.state is not BatchState.ENDED or not entry.exit_code:
                 _see(entry, one, now)
+        for entry in self.live():
+            if entry.called_off and not entry.listed:
+                _close(entry, Seen(entry.batch_id, BatchState.ENDED), now)
+                ended.append(entry)
         return ended
 
     def unexplained(self, now: float) -> list[Entry]:
@@ -156,5 +166,6 @@ def _see(entry: Entry, one: Seen, now: float) -> None:
     entry.ended_at, entry.open_end = 0.0, False
     if entry.state is BatchState.RUNNING:
         entry.host, entry.started_at = one.host or entry.host, one.started_at or entry.started_at or now
+        entry.called_off = False  # it was faster
     else:
         entry.host, entry.started_at = "", 0.0
