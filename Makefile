@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 # The stamp names the interpreter, so that `make PYTHON=...` never reuses another one's environment by accident.
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 PYTEST_ARGS ?=
+# One process per batch system, and one for all other tests (tests/conftest.py). Empty: everything in one.
+PYTEST_SPREAD ?= -n 4 --dist loadgroup
 # Whose workers the demo uses: `make demo BATCH=slurm`, or with a site file: `make demo BATCH=condor SITE=site.toml`.
 BATCH ?= local
 DEMO_ARGS := --batch $(BATCH) $(if $(SITE),-C $(SITE))
@@ -36,7 +38,7 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy examples
 
 unit: $(STAMP) ## pytest only; PYTEST_ARGS="-k name" narrows it
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_SPREAD) $(PYTEST_ARGS)
 
 demo: $(STAMP) demo-data ## a factory, local workers (or BATCH=condor, slurm, ...) and real CMS events, ending in a plot
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)

@@ -8,6 +8,29 @@ from collections.abc import Iterator
 import pytest
 from clusters import gridengine, htcondor, slurm
 
+# Tests that wait for a batch system wait for its daemons, not for a processor: with `-n 4 --dist loadgroup` each system
+# has a process of its own, and all other tests run one after another in the fourth, as they do without it.
+GROUPS = {"htcondor_pool": "condor", "grid_engine": "gridengine", "slurm_cluster": "slurm",
+          "slurm_accounting": "slurm"}
+SYSTEMS = {"condor": "condor", "slurm": "slurm", "drmaa": "gridengine", "command": "gridengine", "sge": "gridengine"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name each test's group."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    for fixture in getattr(item, "fixturenames", ()):
+        if fixture in GROUPS:
+            return GROUPS[fixture]
+    words = getattr(item, "callspec", None)
+    for word in words.id.split("-") if words is not None else ():
+        if word in SYSTEMS and ("contract" in item.path.parts or item.path.name.startswith("test_factory")):
+            return SYSTEMS[word]
+    return "others"
+
 
 @pytest.fixture(scope="session")
 def htcondor_pool() -> Iterator[htcondor.Pool]:

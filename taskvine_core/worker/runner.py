@@ -50,6 +50,8 @@ DISK_CHECK_S = 0.1
 #: How long the last messages may take to leave when the worker goes.
 LAST_WORDS_S = 2.0
 EVENTS_PER_TURN = 64
+#: How Grid Engine says that an end is near, up to three times each: a second one is no second wish.
+NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 #: While more tasks wait here than run, nobody is held up when the ends of short ones are told together: a report costs
 #: manager and worker a system call, a wake-up and a frame each. Held no longer than this, and never the last ones.
 HOLD_REPORTS_S = 0.005
@@ -126,6 +128,7 @@ class Runner:
         self._warm = Warm(self._children, root, settings.base_env, self._watch_interpreter, self._forget_source)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: deque[int] = deque()
+        self._noticed = False
         self._actions: dict[type, Callable[[Any], None]] = {
             e.Send: self._send, e.SendReport: self._send_report, e.StartRun: self._start_run, e.KillRun: self._kill_run,
             e.Collect: self._collect_later, e.DropRun: self._drop_run, e.StoreInline: self._store_inline,
@@ -195,7 +198,7 @@ class Runner:
     def _prepare_signals(self) -> None:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *NOTICES):
             signal.signal(number, lambda got, frame: self._signals.append(got))
 
     def _add_source(self, fd: int, handler: Callable[[int], None]) -> None:
@@ -227,6 +230,10 @@ class Runner:
         orphaned = self._settings.parent_pid and os.getppid() != self._settings.parent_pid
         while self._signals:
             number = self._signals.popleft()
+            if number in NOTICES:
+                if self._noticed:
+                    continue
+                self._noticed = True
             why = "the parent process is gone" if orphaned else "sigterm"
             self._events.append(e.Terminate(why, number == signal.SIGINT))
         self._reap()

@@ -151,6 +151,27 @@ def test_sigterm_lets_the_running_task_finish_and_hands_back_the_queue(manager: 
     assert worker.wait() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_notice_of_the_batch_system_drains_however_often_it_is_given(
+        manager: FakeManager, start: Start, number: signal.Signals) -> None:
+    worker = start(manager.port)
+    manager.accept()
+    manager.welcome()
+    gate = worker.directory / "gate"
+    manager.send(dispatch(1, command(f"touch begun; until [ -e {gate} ]; do sleep 0.02; done; echo late")))
+    wait_until(lambda: bool(list(worker.workspace.glob("task.*/begun"))), "the task to start")
+    worker.signal(number)
+    manager.expect(m.LeaveRequest)
+    worker.signal(number)
+    worker.signal(signal.SIGUSR1)
+    manager.send(m.Recall((7,)))            # answered only by a worker that goes on
+    assert manager.expect(m.Recalled).task_ids == ()
+    gate.touch()
+    assert manager.done(1).stdout == b"late\n"
+    manager.send(m.Release(True, ""))
+    assert worker.wait() == 0
+
+
 def test_a_second_sigterm_ends_it_at_once(manager: FakeManager, start: Start) -> None:
     worker = start(manager.port)
     manager.accept()
