@@ -63,8 +63,12 @@ def test_the_wheel_ships_code_and_type_marks_and_no_tests(wheel: Path) -> None:
     assert {"taskvine_core/py.typed", "vine_factory/py.typed"} <= names
     shipped = {f"vine_factory/{path.relative_to(FACTORY)}" for path in (FACTORY / "templates").rglob("*.*")}
     shipped |= {f"vine_factory/site-configs/{path.name}" for path in (ROOT / "site-configs").glob("*.toml")}
+    shipped |= {f"vine_factory/batch/systems/{path.name}" for path in (FACTORY / "batch" / "systems").glob("*.toml")}
+    shipped.add("vine_factory/systemd/vine_factory@.service")
     assert shipped and shipped <= names
-    tops = {top for name in names if not (top := name.split("/")[0]).endswith(".dist-info")}
+    (data,) = {name for name in names if ".data/" in name}
+    assert data.endswith(".data/data/share/man/man1/vine_factory.1")
+    tops = {top for name in names - {data} if not (top := name.split("/")[0]).endswith(".dist-info")}
     assert tops == {"taskvine_core", "vine_factory", "ndcctools", "taskvine"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
