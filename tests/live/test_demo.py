@@ -259,11 +259,11 @@ def test_a_site_file_of_another_batch_system_than_asked_for_is_refused(tmp_path:
 # -------------------------------------------------------------------------------------------- the whole
 
 
-def start_demo(folder: Path, output: Path, home: Path) -> subprocess.Popen[str]:
+def start_demo(folder: Path, output: Path, home: Path, *more: str) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "VINE_"))}
     env |= {"HOME": str(home), "VINE_DEMO_DATA": str(folder)}
     return subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", "--output", str(output)],
+        [sys.executable, "-m", "examples.demo", "--output", str(output), *more],
         cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -308,6 +308,27 @@ def test_the_demo_verifies_itself_and_leaves_plot_numbers_and_page(folder: Path,
     assert numbers["workers_most"] >= workflow.MIN_WORKERS
     # Partial results stay on the workers: the manager gets messages and one result.
     assert numbers["bytes_workers_to_manager"] < 200_000
+    wait_for_no_process(f"VINE_DEMO_DATA={folder}")
+
+
+@pytest.mark.live
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "fixture"), [("condor", "htcondor_pool"), ("slurm", "slurm_cluster"),
+                                                ("drmaa", "grid_engine")])
+def test_the_demo_verifies_itself_with_workers_of_a_batch_system(request: pytest.FixtureRequest, folder: Path,
+                                                                 tmp_path: Path, batch: str, fixture: str) -> None:
+    request.getfixturevalue(fixture)
+    output = tmp_path / "output"
+    demo = start_demo(folder, output, tmp_path, "--batch", batch, "--events-per-task", "20")
+    try:
+        said, _ = demo.communicate(timeout=DEMO_TIMEOUT_S)
+    finally:
+        demo.kill()
+    assert demo.returncode == 0, said
+    assert "verified: identical to a single-process run" in said
+    assert json.loads((output / "summary.json").read_text())["batch_system"] == batch
+    log = (output / "factory.log").read_text()
+    assert "workers connected" in log and "all workers removed" in log
     wait_for_no_process(f"VINE_DEMO_DATA={folder}")
 
 

@@ -102,13 +102,23 @@ def test_the_program_with_its_own_factory_prints_the_sum(home: Path) -> None:
 
 def test_one_factory_serves_a_manager_that_it_finds_by_name(home: Path) -> None:
     (home / "named.py").write_text(block("python", NAMED))
-    script = block("sh", "python named.py")
+    script = block("sh", "--batch local")
     # As a person would, who looks at it from another terminal.
     look = "until vine_status 2>&1 | grep my-analysis; do sleep 0.1; done\nvine_status --tasks >/dev/null\nwait\n"
     assert script.endswith("wait\n")
     said = shell(script.removesuffix("wait\n") + look, home)
     assert "my-analysis" in said
     assert {str(i) for i in range(20)} <= set(said.split())
+
+
+@pytest.mark.parametrize(("batch", "fixture"), [("condor", "htcondor_pool"), ("slurm", "slurm_cluster")])
+def test_the_same_program_gets_its_workers_from_a_real_batch_system(request: pytest.FixtureRequest, home: Path,
+                                                                    batch: str, fixture: str) -> None:
+    request.getfixturevalue(fixture)
+    (home / "named.py").write_text(block("python", NAMED))
+    said = shell(block("sh", f"--batch {batch} --min 0"), home)
+    assert {str(i) for i in range(20)} <= set(said.split())
+    assert "max: 20 -> 4 because the pool holds at most 4" in said and "all workers removed" in said
 
 
 def test_the_one_file_worker_serves_through_the_batch_command_shown(home: Path, port: str) -> None:
@@ -153,7 +163,8 @@ def test_the_examples_named_in_the_readme_run(home: Path, port: str, name: str) 
 def test_every_block_is_run_or_says_why_not() -> None:
     run = [QUICKSTART, FUNCTIONS, NAMED]
     assert len(blocks("python")) == len(run) and all(block("python", phrase) for phrase in run)
-    run = ["python quickstart.py", "python named.py", "taskvine_core.worker.zipapp", "sbatch --array"]
+    run = ["python quickstart.py", "--batch local", "--batch condor --min 0", "--batch slurm --min 0",
+           "taskvine_core.worker.zipapp", "sbatch --array"]
     run.append("vine_factory check")  # needs an HTCondor: tests/unit/test_site_configs.py checks its file offline
     assert "`vine_status`" in README and "`vine_status --tasks`" in README
     assert len(blocks("sh")) == len(run) and all(block("sh", phrase) for phrase in run)
