@@ -52,9 +52,10 @@ def connections(rig: Rig, workers: int) -> list[float]:
 
 
 def stories(directory: Path, event: str) -> list[float]:
-    """When the factory noted this of its jobs."""
+    """When the factory noted this of the jobs that the batch system took: what was refused is decided on again."""
     lines = [json.loads(line) for line in (directory / "jobs.jsonl").read_text().splitlines()]
-    return sorted(line["at"] for line in lines if line["event"] == event)
+    taken = {line["job"] for line in lines if line["event"] == "accepted"}
+    return sorted(line["at"] for line in lines if line["event"] == event and line["job"] in taken)
 
 
 def job_starts() -> list[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,12 @@ from clusters import gridengine, htcondor, slurm
 GROUPS = {"htcondor_pool": "condor", "grid_engine": "gridengine", "slurm_cluster": "slurm",
           "slurm_accounting": "slurm"}
 SYSTEMS = {"condor": "condor", "slurm": "slurm", "drmaa": "gridengine", "command": "gridengine", "sge": "gridengine"}
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends the tests as Ctrl-C does: the batch systems' daemons must not outlive them."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +35,8 @@ def _group(item: pytest.Item) -> str:
             return GROUPS[fixture]
     words = getattr(item, "callspec", None)
     for word in words.id.split("-") if words is not None else ():
+        if word in GROUPS:
+            return GROUPS[word]
         if word in SYSTEMS and ("contract" in item.path.parts or item.path.name.startswith("test_factory")):
             return SYSTEMS[word]
     return "others"

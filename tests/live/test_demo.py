@@ -261,7 +261,8 @@ def test_a_site_file_of_another_batch_system_than_asked_for_is_refused(tmp_path:
 
 def start_demo(folder: Path, output: Path, home: Path, *more: str) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "VINE_"))}
-    env |= {"HOME": str(home), "VINE_DEMO_DATA": str(folder)}
+    # Grid Engine's jobs have the home directory of the account, whatever HOME is here.
+    env |= {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "VINE_DEMO_DATA": str(folder)}
     return subprocess.Popen(
         [sys.executable, "-m", "examples.demo", "--output", str(output), *more],
         cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
