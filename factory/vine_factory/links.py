@@ -120,6 +120,7 @@ class ManagerLink:
         secret: the shared key.
         factory_name: told to the manager.
         factory_id: tells this factory from others.
+        standings: of the pools, for the first question.
         period_s: pause between questions, at least.
         reading: takes each reading; called from the thread.
         answered: takes answers to retirements; called from the thread.
@@ -127,13 +128,14 @@ class ManagerLink:
     """
 
     def __init__(self, key: str, address: Address, secret: bytes, shapes: Sequence[Shape], factory_name: str,
-                 factory_id: str, period_s: float, reading: Callable[[str, Reading[Demand]], None],
-                 answered: Callable[[RetireAnswered], None], clock: Callable[[], float]) -> None:
+                 factory_id: str, standings: Sequence[Standing], period_s: float,
+                 reading: Callable[[str, Reading[Demand]], None], answered: Callable[[RetireAnswered], None],
+                 clock: Callable[[], float]) -> None:
         self.key = key
         self.address = address
         self.shapes = tuple(shapes)  # replaced as a whole when settings change
         self._secret = secret
-        self.standings: tuple[Standing, ...] = ()  # replaced as a whole after each pass
+        self.standings = tuple(standings)  # replaced as a whole after each pass
         self._factory_name = factory_name
         self._factory_id = factory_id
         self._period_s = period_s

@@ -327,8 +327,8 @@ class Runner:
                                [pool.shape for pool in settings.pools], _rules(settings), settings.factory_name,
                                settings.period_s, self._on_demand, self._inbox.put, self.clock)
         return ManagerLink(found.key, found.address, self._secret, [pool.shape for pool in settings.pools],
-                           settings.factory_name, self._home.factory_id, settings.period_s, self._on_demand,
-                           self._inbox.put, self.clock)
+                           settings.factory_name, self._home.factory_id, self._core.standings(self.clock()),
+                           settings.period_s, self._on_demand, self._inbox.put, self.clock)
 
     # ----------------------------------------------------------------------------------------------- act
 

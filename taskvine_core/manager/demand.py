@@ -6,6 +6,7 @@ and shapes; it is called when a factory asks, not per task.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,15 @@ SHARE_DIGITS = 4
 
 
 class Asker(NamedTuple):
-    """What a factory said with its last question. ``pending``, ``room``: workers per shape asked for."""
+    """What a factory said with its last question. ``pending``, ``room``: workers per shape asked for. ``granted``: so
+    many it may have under way by now because of the answer: two that ask at once must not both start everything."""
 
     at: float
     forget_at: float
     shapes: tuple[tuple[Resources, frozenset[str]], ...]
     pending: tuple[int, ...]
     room: tuple[int, ...]
+    granted: tuple[int, ...]
 
 
 class Askers:
@@ -60,8 +63,9 @@ class Askers:
             del self._known[name]
         others = {name: asker for name, asker in self._known.items() if name != factory}
         able = [name for name, asker in others.items() if any(asker.room)]
-        pending = [(shape[0], count) for asker in others.values()
-                   for shape, count in zip(asker.shapes, asker.pending, strict=True) if count]
+        pending = [(shape[0], max(told, granted)) for asker in others.values()
+                   for shape, told, granted in zip(asker.shapes, asker.pending, asker.granted, strict=True)
+                   if told or granted]
         return len(able), sum(1 for name in able if name < factory), pending
 
 
@@ -74,12 +78,13 @@ def demand(core: ManagerCore, body: Record) -> Record:
     refresh_stats(core)
     books, stats = core.books, core.books.stats
     shapes = [_shape(entry) for entry in _entries(body)]
-    _note_asker(core, body, shapes)
     able, before, pending = core.askers.others(str(body.get("factory_id", "")), books.now)
+    groups = _groups(core, shapes)
+    _note_asker(core, body, shapes, _granted(groups, shapes, pending, able))
     return {
         "manager_id": core.manager_id, "project": core.fleet.name, "tasks_waiting": stats.tasks_waiting,
         "tasks_running": stats.tasks_on_workers, "tasks_left": core.tasks_left,
-        "groups": _groups(core, shapes),
+        "groups": groups,
         "workers": [_worker(core, worker) for worker in books.workers.values()],
         "blocked_hosts": sorted(core.fleet.blocked_hosts),
         "others": {"able": able, "before": before,
@@ -119,13 +124,31 @@ def amount(asked: Record, key: str) -> int:
     return int(value)
 
 
-def _note_asker(core: ManagerCore, body: Record, shapes: list[_Asked]) -> None:
+def _granted(groups: list[Record], shapes: list[_Asked], pending: list[tuple[Resources, int]],
+             able: int) -> tuple[int, ...]:
+    """Workers of each shape that a factory may have under way once it has this answer: its part of what others have
+    not under way. Too many would only make others wait until it asks again."""
+    taken_cores = float(sum(max(1, resources.cores) * count for resources, count in pending))
+    wanted = [0.0] * len(shapes)
+    for group in groups:
+        index = next((index for index, part in enumerate(group["parts"]) if part > 0), None)
+        if index is None:
+            continue
+        cores = group["parts"][index] * max(1, shapes[index].totals.cores)
+        by_others = min(group["tasks"], taken_cores // cores)
+        taken_cores -= by_others * cores
+        wanted[index] += (group["tasks"] - by_others) * group["parts"][index]
+    return tuple(asked.pending + min(asked.room, math.ceil(max(0.0, want - asked.pending) / (able + 1)))
+                 for want, asked in zip(wanted, shapes, strict=True))
+
+
+def _note_asker(core: ManagerCore, body: Record, shapes: list[_Asked], granted: tuple[int, ...]) -> None:
     factory, now = str(body.get("factory_id", "")), core.books.now
     if factory:
         period_s = float(amount(body, "period_s"))
         core.askers.note(factory, Asker(
             now, now + max(ASKER_MIN_S, ASKER_PERIODS * period_s), tuple((s.totals, s.features) for s in shapes),
-            tuple(s.pending for s in shapes), tuple(s.room for s in shapes)))
+            tuple(s.pending for s in shapes), tuple(s.room for s in shapes), granted))
 
 
 def _groups(core: ManagerCore, shapes: list[_Asked]) -> list[Record]:

@@ -39,7 +39,7 @@ class Peer:
         self.answers: queue.Queue[RetireAnswered] = queue.Queue()
         threading.Thread(target=self._run, daemon=True).start()
         self.link = ManagerLink("m:1", Address(("127.0.0.1",), self.port, "", False), SECRET,
-                                [Shape(Resources(1, 1, 1, 0))], "f", "f.1", 0.05,
+                                [Shape(Resources(1, 1, 1, 0))], "f", "f.1", (), 0.05,
                                 lambda key, reading: self.readings.put(reading), self.answers.put, lambda: 1.0)
 
     def _run(self) -> None:

@@ -150,6 +150,21 @@ def test_very_many_kinds_of_tasks_are_told_by_a_sample_that_adds_up() -> None:
     assert len(told) < 10
 
 
+def test_what_one_factory_may_start_is_not_offered_to_the_next_before_it_asks_again() -> None:
+    rig = Rig()
+    for _ in range(16):
+        rig.submit(resources=ONE)
+
+    def ask(name: str, pending: int, room: int) -> dict[str, Any]:
+        shape = {**SHAPE, "pending": pending, "room": room}
+        return demand(rig.core, {"factory_id": name, "period_s": 1, "shapes": [shape]})["others"]  # type: ignore[no-any-return]
+
+    assert ask("a", 0, 9)["pending"] == []
+    assert ask("b", 0, 9)["pending"] == [{**SHAPE, "workers": 4}]   # all that the 16 tasks are worth
+    assert ask("a", 2, 0)["pending"] == []                          # it started two, b none
+    assert ask("b", 0, 9)["pending"] == [{**SHAPE, "workers": 2}]
+
+
 def test_factories_hear_of_each_other_while_they_keep_asking() -> None:
     rig = Rig()
 
