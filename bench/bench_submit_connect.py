@@ -108,7 +108,7 @@ def run(system: System, workers: int, idle_s: float, scratch: str | None) -> dic
                 before, at = cpu_of_all_s(factory.pid), time.monotonic()
                 time.sleep(idle_s)  # measured, not waited for
                 idle = 100 * (cpu_of_all_s(factory.pid) - before) / (time.monotonic() - at)
-                decided, taken = stories(directory, "submitted"), stories(directory, "accepted")
+                decided, taken = stories(directory, "decided"), stories(directory, "accepted")
             finally:
                 factory.terminate()
                 factory.wait(STOP_PATIENCE_S)

@@ -64,7 +64,7 @@ def _said(listings: Mapping[str, Reading[tuple[JobStatus, ...]]], wanted: Iterab
 def _changes(core: FactoryCore, job: Job, before: _Seen | None, seen: _Seen,
              status: JobStatus | None) -> Iterable[dict[str, Any]]:
     if before is None:
-        yield {"event": "submitted" if job.ours else "found", "why": _decision(core, job)}
+        yield {"event": "decided" if job.ours else "found", "why": _decision(core, job)}
         before = _NEW
     if seen.batch_id and not before.batch_id:
         yield {"event": "accepted"}
@@ -77,7 +77,8 @@ def _changes(core: FactoryCore, job: Job, before: _Seen | None, seen: _Seen,
         yield {"event": "kept by its manager"}
     if seen.state is JobState.ENDED and job.leaving_since is not None and before.state not in _GOING:
         yield {"event": JobState.DRAINING.value, "why": _why_leaving(core, job, before)}
-    if seen.state is not before.state and seen.state is not JobState.CONNECTED:
+    taken = seen.state is JobState.SUBMITTED and before.state is JobState.INTENDED  # told as "accepted"
+    if seen.state is not before.state and seen.state is not JobState.CONNECTED and not taken:
         yield {"event": seen.state.value, **_details(core, job, before, status)}
 
 

@@ -229,7 +229,7 @@ def test_the_story_of_a_job_has_its_reasons() -> None:
     bench.workers = {}
     bench.step()
     look()
-    assert [entry["event"] for entry in told] == ["submitted", "accepted", "running", "connected", "asked to leave",
+    assert [entry["event"] for entry in told] == ["decided", "accepted", "running", "connected", "asked to leave",
                                                   "ended"]
     assert "m:1 can use 1" in told[0]["why"] and "no manager can use workers" in told[4]["why"]
     assert told[3]["workers"] == [f"w-{name}"] and told[3]["batch_id"] == "42"
