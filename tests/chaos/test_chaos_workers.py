@@ -120,7 +120,8 @@ def test_an_output_whose_worker_dies_while_uploading_is_made_again(cluster: Clus
     assert not path.exists()
     cluster.start("--feature", "writes")
     cluster.finish()
-    assert task.successful() and path.stat().st_size == LARGE_MB * MB
+    assert task.successful(), (task.result, task.exit_code, task.std_output)
+    assert path.stat().st_size == LARGE_MB * MB
     assert not list(tmp_path.glob("*.vine-part-*"))
     assert_each_once(cluster, 1)
 
