@@ -13,6 +13,7 @@ from vine_factory import defaults
 from vine_factory.batch import registry
 from vine_factory.batch.base import BatchSystem, JobHandle, JobRequest, JobStatus, JobTag
 from vine_factory.batch.driver import BatchDriver
+from vine_factory.batch.local import LocalBatch
 from vine_factory.batch.place import Place
 from vine_factory.command import Delivery, job_request
 from vine_factory.config import PoolSettings, Settings
@@ -53,6 +54,7 @@ class Pools:
         self._create = create
         self._drivers: dict[str, BatchDriver] = {}
         self._places: dict[str, Place] = {}
+        self._batches: dict[str, str] = {}
         self._waiting: dict[str, list[str]] = {}  # pool -> intents that wait for an address
         self._listings: dict[str, Listing] = {}
 
@@ -60,6 +62,7 @@ class Pools:
         """Have a driver for exactly these pools, each with its present options. ``excluded``: hosts, by pool."""
         for name in self._drivers.keys() - {pool.name for pool in pools}:
             self._drivers.pop(name).close(0)
+            del self._batches[name]
             del self._places[name]
             self._listings.pop(name, None)
         for pool in pools:
@@ -72,6 +75,7 @@ class Pools:
                 place = place._replace(directory=self._places[pool.name].directory)
                 self._drivers[pool.name].reconfigure(place)
             self._places[pool.name] = place
+            self._batches[pool.name] = pool.batch
 
     def _maker(self, pool: PoolSettings, place: Place) -> Callable[[], BatchSystem]:
         return lambda: self._create(pool.batch, self._places.get(pool.name, place))
@@ -124,6 +128,13 @@ class Pools:
         """Ask all for a listing, but those that are asked already."""
         for driver in self._drivers.values():
             driver.poll()
+
+    def poll_children(self) -> None:
+        """A process of ours has ended: ask those whose jobs are such processes. To the others it says nothing, for it
+        may have been the tool that listed their jobs, and asking again would start the next one."""
+        for name, driver in self._drivers.items():
+            if self._batches[name] == LocalBatch.name:
+                driver.poll()
 
     def take(self, pool: str, listing: Listing) -> Listing | None:
         """Remember a listing. Returns the one before."""

@@ -147,7 +147,7 @@ class Runner:
         # A signal that is ignored was ignored on purpose: nohup, a background job.
         previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS
                     if signal.getsignal(number) is not signal.SIG_IGN}
-        previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self._inbox.put(self._poll_all))
+        previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self._inbox.put(self._pools.poll_children))
         try:
             while self._status is None:
                 self._wait()

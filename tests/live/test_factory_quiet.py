@@ -1,0 +1,38 @@
+"""A factory leaves a batch system alone between its passes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.live
+PATIENCE_S = 30.0
+WINDOW_S = 3.0
+
+
+def test_the_end_of_a_tool_that_listed_the_jobs_is_no_reason_to_list_them_again(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    bjobs = tmp_path / "bin" / "bjobs"
+    bjobs.parent.mkdir()
+    bjobs.write_text(f"#!/bin/sh\necho x >> {asked}\necho 'No job found' >&2\nexit 255\n")
+    bjobs.chmod(0o755)
+    factory = subprocess.Popen(
+        [sys.executable, "-m", "vine_factory", "--batch", "lsf", "--min", "0", "--max", "2", "localhost:1"],
+        env={**os.environ, "PATH": f"{bjobs.parent}:{os.environ['PATH']}", "XDG_STATE_HOME": str(tmp_path / "state")},
+        stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not asked.exists():
+            assert factory.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(subprocess.TimeoutExpired):      # the pass period is 30 s
+            factory.wait(WINDOW_S)
+        assert len(asked.read_text().split()) <= 3
+    finally:
+        factory.terminate()
+        factory.communicate(timeout=PATIENCE_S)
