@@ -112,7 +112,7 @@ def test_explain_tells_why_and_what_happened_to_a_job_also_after_the_end(bed: Be
     replayed = command(bed, "explain", "--replay", str(directory / "decisions.jsonl"))
     assert "2 and not 6" in replayed and "would have decided otherwise" not in replayed
     story = command(bed, "explain", "--job", sorted(jobs)[0])
-    order = [story.index(word) for word in (" submitted", " accepted", " connected to ", "the factory ends: received",
+    order = [story.index(word) for word in (" decided", " accepted", " connected to ", "the factory ends: received",
                                             " ended on ")]
     assert order == sorted(order)
     assert story == command(bed, "explain", "--worker", f"w-{sorted(jobs)[0]}")
