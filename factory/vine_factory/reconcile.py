@@ -109,8 +109,15 @@ def reconcile_listing(fleet: Fleet, pool: str, statuses: tuple[JobStatus, ...], 
         _apply_status(fleet, job, status, now, changes)
     for job in list(fleet.of_pool(pool)):
         if job.intent_id not in seen and not job.in_flight and asked_at > job.touched_at:
-            # An empty listing is more likely a lie than the end of everything; a new job may take a while to show.
-            _miss(fleet, job, settles_s if not seen or not job.seen else 0.0, now, changes)
+            _miss(fleet, job, _patience_s(job, bool(seen), settles_s), now, changes)
+
+
+def _patience_s(job: Job, others_seen: bool, settles_s: float) -> float:
+    """How long a job must be missing. An empty listing is more likely a lie than the end of everything, and a new job
+    may take a while to show; but that a worker is gone which was there and was told to leave is what was asked for."""
+    if job.state is _S.DRAINING and job.connected_once:
+        return 0.0
+    return 0.0 if others_seen and job.seen else settles_s
 
 
 def _adopt(fleet: Fleet, status: JobStatus, now: float, changes: Changes) -> Job:

@@ -483,3 +483,14 @@ def test_a_decision_is_told_when_it_changes_and_not_in_every_pass() -> None:
     told = [note for note in bench.of(Note) if note.kind == "decision"]
     assert len(told) == 1 and "m:1 can use 3" in told[0].text
     assert told[0].cause > 0
+
+
+def test_workers_that_left_while_no_factory_ran_free_their_places_at_once() -> None:
+    rows = tuple(JobRow(name, "local", "draining", "b" + name, 0.0, True) for name in ("a", "b"))
+    bench = Bench(rows, max_workers=2)
+    bench.core._settles_s = {"local": 60.0}
+    bench.need = 2
+    for _ in range(8):
+        bench.step()
+    assert sum(job.state is JobState.DRAINING for job in bench.core.fleet.live()) == 0
+    assert bench.active() == 2
