@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable, ConfigError
+from taskvine_core.errors import BatchRejected, BatchUnavailable, ConfigError
 from vine_factory import defaults
 from vine_factory.batch import condor_calls, condor_check, outputs
 from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, SubmitResult
@@ -24,6 +24,7 @@ from vine_factory.batch.condor_eventlog import EventLogs
 from vine_factory.batch.condor_text import Names, Submission, string, submissions
 from vine_factory.batch.parse.condor_ads import ATTRIBUTES, QueueEntry, entries
 from vine_factory.batch.place import Place
+from vine_factory.batch.portions import submit_portions
 
 UNLOGGED_INTERVAL_S = 15.0
 """How often the queue is asked for while jobs are there that no readable log tells of, at most."""
@@ -87,23 +88,7 @@ class CondorBatch(BatchSystem):
             made = submissions(self.place, self._names(), requests)
         except ConfigError as problem:
             raise BatchRejected("cannot write the submit description", said=str(problem)) from problem
-        results: dict[str, SubmitResult] = {}
-        unclear: BatchError | None = None
-        for submission in made:
-            ids: Sequence[str] = [""] * len(submission.requests)
-            error = unclear
-            if error is None:
-                try:
-                    ids = self._submit(submission)
-                except BatchRejected as problem:
-                    error = problem
-                except BatchUnavailable as problem:
-                    if not any(result.error is None for result in results.values()):
-                        raise
-                    error = unclear = problem
-            for request, batch_id in zip(submission.requests, ids, strict=True):
-                results[request.tag.intent_id] = SubmitResult(request.tag.intent_id, batch_id, error)
-        return [results[request.tag.intent_id] for request in requests]
+        return submit_portions(requests, made, self._submit)
 
     def poll_many(self, factory_id: str) -> list[JobStatus]:
         """See `BatchSystem`. The queue, the log and the history, as far as each has to be asked now."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable, ConfigError
+from taskvine_core.errors import BatchRejected, BatchUnavailable, ConfigError
 from vine_factory import defaults
 from vine_factory.batch import outputs
 from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, SubmitResult
@@ -23,6 +23,7 @@ from vine_factory.batch.drmaa_text import Submission, job_name, output_name, sub
 from vine_factory.batch.job_numbers import JobNumbers
 from vine_factory.batch.listed import Entry, Listed, Seen
 from vine_factory.batch.place import Place
+from vine_factory.batch.portions import submit_portions
 
 _DIGEST_CHARS = 16
 _KEPT_SCRIPTS_S = 60.0
@@ -69,23 +70,7 @@ class DrmaaBatch(BatchSystem):
             made = submissions(self.place, self._calls.system(), self._outputs, requests)
         except ConfigError as problem:
             raise BatchRejected("cannot write the job script", said=str(problem)) from problem
-        results: dict[str, SubmitResult] = {}
-        unclear: BatchError | None = None
-        for submission in made:
-            ids: Sequence[str] = [""] * len(submission.requests)
-            error = unclear
-            if error is None:
-                try:
-                    ids = self._submit(submission)
-                except BatchRejected as problem:
-                    error = problem
-                except BatchUnavailable as problem:
-                    if not any(result.error is None for result in results.values()):
-                        raise
-                    error = unclear = problem
-            for request, batch_id in zip(submission.requests, ids, strict=True):
-                results[request.tag.intent_id] = SubmitResult(request.tag.intent_id, batch_id, error)
-        return [results[request.tag.intent_id] for request in requests]
+        return submit_portions(requests, made, self._submit)
 
     def poll_many(self, factory_id: str) -> list[JobStatus]:
         """See `BatchSystem`. One qstat; more only for jobs that are new to this process, held, or have left."""

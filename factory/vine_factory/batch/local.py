@@ -20,7 +20,7 @@ from pathlib import Path
 
 from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable
 from vine_factory import defaults
-from vine_factory.batch import proc
+from vine_factory.batch import outputs, proc
 from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, JobTag, SubmitResult
 
 _EXEC = f'{proc.PID_VARIABLE}=$$; export {proc.PID_VARIABLE}; exec "$@"'
@@ -94,7 +94,8 @@ class LocalBatch(BatchSystem):
             raise BatchRejected(f"no local job {job.tag.intent_id}", hint="it may have ended long ago")
         return {"pid": local.pid, "state": self._status(local).state.value, "exit_code": local.exit_code,
                 "started_at": local.started_at, "adopted": local.child is None,
-                "stdout": _tail(self._output(local.tag, "out")), "stderr": _tail(self._output(local.tag, "err"))}
+                "stdout": outputs.tail(self._output(local.tag, "out")),
+                "stderr": outputs.tail(self._output(local.tag, "err"))}
 
     def render(self, requests: Sequence[JobRequest]) -> dict[str, str]:
         """See `BatchSystem`: the command lines, one per job."""
@@ -165,17 +166,11 @@ class LocalBatch(BatchSystem):
         return True
 
     def _keep_last_words(self, job: _Local) -> None:
-        err = self._output(job.tag, "err")
         if job.exit_code == 0:
-            err.unlink(missing_ok=True)
-            self._output(job.tag, "out").unlink(missing_ok=True)
+            outputs.drop(self._directory, [job.tag.intent_id])
             return
-        job.tail = _tail(err)
-        kept = sorted(self._directory.glob("*.err"), key=_modified, reverse=True)
-        live = {other.tag.intent_id for other in self._jobs.values() if other.ended_at is None}
-        for old in [path for path in kept if path.stem not in live][defaults.KEPT_JOB_LOGS:]:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".out").unlink(missing_ok=True)
+        job.tail = outputs.tail(self._output(job.tag, "err"))
+        outputs.prune(self._directory, {other.tag.intent_id for other in self._jobs.values() if other.ended_at is None})
 
     def _sweep(self, tags: set[str]) -> None:
         """Kill what jobs that are over have left: a killed worker cannot end its tasks itself."""
@@ -191,7 +186,7 @@ class LocalBatch(BatchSystem):
                          job.exit_code, "", job.tail)
 
     def _output(self, tag: JobTag, kind: str) -> Path:
-        return self._directory / f"{tag.intent_id}.{kind}"
+        return outputs.path(self._directory, tag.intent_id, kind)
 
 
 def _program(request: JobRequest, environment: Mapping[str, str]) -> str:
@@ -205,20 +200,3 @@ def _program(request: JobRequest, environment: Mapping[str, str]) -> str:
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended by itself: what was wanted
         os.kill(pid, number)
-
-
-def _tail(path: Path) -> str:
-    try:
-        with open(path, "rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - defaults.STDERR_TAIL_BYTES))
-            return stream.read().decode(errors="replace").strip()
-    except FileNotFoundError:
-        return ""
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable, ConfigError
+from taskvine_core.errors import BatchRejected, ConfigError
 from vine_factory import defaults
 from vine_factory.batch import outputs, slurm_check, slurm_pyslurm
 from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, JobTag, SubmitResult
 from vine_factory.batch.parse.slurm import Listed
 from vine_factory.batch.parse.slurm_words import state_of
 from vine_factory.batch.place import Place
+from vine_factory.batch.portions import submit_portions
 from vine_factory.batch.slurm_book import COMPLETED, Entry, JobBook
 from vine_factory.batch.slurm_calls import Queue, Tools, shell_line, submit_environment
 from vine_factory.batch.slurm_script import TEMPLATE, Submission, outputs_of, submissions
@@ -51,23 +52,7 @@ class SlurmBatch(BatchSystem):
     def submit_many(self, requests: Sequence[JobRequest]) -> list[SubmitResult]:
         """See `BatchSystem`."""
         made = self._submissions(requests)
-        results: dict[str, SubmitResult] = {}
-        unclear: BatchError | None = None
-        for submission in made:
-            numbers: Sequence[str] = [""] * len(submission.requests)
-            error = unclear
-            if error is None:
-                try:
-                    numbers = self._submit(submission)
-                except BatchRejected as problem:
-                    error = problem
-                except BatchUnavailable as problem:
-                    if not any(result.error is None for result in results.values()):
-                        raise
-                    error = unclear = problem
-            for request, number in zip(submission.requests, numbers, strict=True):
-                results[request.tag.intent_id] = SubmitResult(request.tag.intent_id, number, error)
-        return [results[request.tag.intent_id] for request in requests]
+        return submit_portions(requests, made, self._submit)
 
     def poll_many(self, factory_id: str) -> list[JobStatus]:
         """See `BatchSystem`. One listing; exit codes and the accounting when something ended."""
