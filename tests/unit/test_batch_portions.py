@@ -21,7 +21,8 @@ class Call(NamedTuple):
 
 
 def call(names: str, error: Exception | None = None) -> Call:
-    return Call(tuple(JobRequest(JobTag("f", "p", name), ("true",), {}, Resources(1, 1, 1, 0)) for name in names), error)
+    tags = [JobTag("f", "p", name) for name in names]
+    return Call(tuple(JobRequest(tag, ("true",), {}, Resources(1, 1, 1, 0)) for tag in tags), error)
 
 
 def outcome(*calls: Call) -> tuple[dict[str, object], list[str]]:
