@@ -113,7 +113,8 @@ def run(system: System, workers: int, idle_s: float, scratch: str | None) -> dic
                 factory.terminate()
                 factory.wait(STOP_PATIENCE_S)
             if not len(decided) == len(taken) == len(started) == workers:
-                raise BenchError(f"{len(decided)} decided, {len(taken)} accepted, {len(started)} started")
+                raise BenchError(f"{len(decided)} decided, {len(taken)} accepted, {len(started)} started: did a worker "
+                                 "end at once? See the factory's log above")
             parts = {"submit_s": (decided, taken), "start_s": (taken, started), "connect_s": (started, connected),
                      "value": (decided, connected)}
             return {"idle_cpu_percent": idle, **{name: statistics.median(b - a for a, b in zip(*pair, strict=True))

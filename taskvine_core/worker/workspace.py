@@ -2,7 +2,9 @@
 
 Owns creation, the lock and removal. Must not know what objects mean. A workspace is held by an flock that ends with
 the process, so a dead owner is told from a live one without asking whether its pid was used again; pid and start
-time are written down for people and for file systems whose locks do not work.
+time are written down for people and for file systems whose locks do not work. A lock counts only while its file is
+the one that the path leads to: who holds it may delete the directory, and somebody else may have opened the file by
+then.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from taskvine_core.errors import ConfigError
 from taskvine_core.worker.children import kill_left_in
@@ -20,6 +22,11 @@ LOCK_NAME = ".taskvine-worker.lock"
 #: Where a workspace is made, first writable one (reference, section 13.1).
 PLACES = ("CCTOOLS_TEMP", "_CONDOR_SCRATCH_DIR", "TMPDIR", "TEMP", "TMP")
 _STAT_START = 19
+_TRIES = 10
+"""A directory above a workspace may be deleted while it is made, but not that often."""
+_NAMES = 100
+"""So many names are tried for a fresh workspace: a worker that starts beside this one may be looking whether the
+owner of the first is dead, and one in another container may have the same pid."""
 
 
 class Workspace:
@@ -35,6 +42,12 @@ class Workspace:
         self.adopted = adopted
         self._lock_fd = lock_fd
         self._keep = keep
+        self._shared = ""
+
+    def within(self, shared: str) -> Workspace:
+        """It is below a directory that several workers were given; the last one deletes that, too."""
+        self._shared = shared
+        return self
 
     def close(self) -> None:
         """Give it up: delete it unless it is to be kept."""
@@ -45,7 +58,11 @@ class Workspace:
                 if name.startswith(("task.", "mini.")):
                     _remove(f"{self.path}/{name}")
         else:
-            _remove(self.path)
+            _remove_dead(self.path)
+            _remove_held(self.path)
+            if self._shared:
+                with suppress(OSError):  # others are there
+                    os.rmdir(self._shared)
         os.close(self._lock_fd)
 
 
@@ -59,30 +76,42 @@ def open_workspace(wanted: str, keep: bool, environ: Mapping[str, str]) -> Works
     Raises:
         ConfigError: it cannot be made.
     """
-    own_name = f"worker-{os.getuid()}-{os.getpid()}"
     if not wanted:
-        parent = _temporary_place(environ)
-        _remove_dead(parent)
-        return _claim(f"{parent}/{own_name}", False)
+        return _fresh(_temporary_place(environ), False)
     wanted = os.path.abspath(wanted)
     try:
         return _claim(wanted, keep)
     except BlockingIOError:
         # Another worker lives there: several workers given one directory each get their own below it.
-        _remove_dead(wanted)
-        return _claim(f"{wanted}/{own_name}", keep)
+        return _fresh(wanted, keep).within(wanted)
+
+
+def _fresh(parent: str, keep: bool) -> Workspace:
+    """One under a name of its own below ``parent``, where many may start at once."""
+    _remove_dead(parent)
+    own_name = f"{parent}/worker-{os.getuid()}-{os.getpid()}"
+    for path in (own_name, *(f"{own_name}-{number}" for number in range(1, _NAMES))):
+        try:
+            return _claim(path, keep)
+        except BlockingIOError:
+            continue
+    raise ConfigError(f"workspace {own_name} cannot be made: others hold it and {_NAMES - 1} more names",
+                      hint="give a directory with --workspace")
 
 
 def _claim(path: str, keep: bool) -> Workspace:
-    """Take a directory; BlockingIOError when a live worker holds it, ConfigError when it cannot be made."""
+    """Take a directory; BlockingIOError when somebody else holds it, ConfigError when it cannot be made."""
+    lock = f"{path}/{LOCK_NAME}"
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        fd = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _make(path)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename == lock:
+            raise BlockingIOError(f"{path} was deleted by who held it") from None
         raise ConfigError(f"workspace {path} cannot be made: {error.strerror}",
                           hint="give a writable directory with --workspace") from error
     try:
-        _lock(fd)
+        _lock(path, fd, unwritten=False)
         adopted = os.path.isdir(f"{path}/cache")
         if adopted:
             kill_left_in(path)
@@ -101,7 +130,18 @@ def _claim(path: str, keep: bool) -> Workspace:
     return Workspace(path, fd, adopted, keep)
 
 
-def _lock(fd: int) -> None:
+def _make(path: str) -> None:
+    """Make the directory and those above, which the last worker in them may be deleting."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            return
+    os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+def _lock(path: str, fd: int, *, unwritten: bool) -> None:
+    """Lock the workspace by its open lock file; BlockingIOError when somebody holds it. ``unwritten``: where locks do
+    not work, a file with nothing in it is somebody's who has just made it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -113,6 +153,14 @@ def _lock(fd: int) -> None:
             pid, start = int(words[0]), int(words[1])
             if pid != os.getpid() and process_start(pid) == start:
                 raise BlockingIOError from None
+        elif unwritten:
+            raise BlockingIOError from None
+    try:
+        there = os.stat(f"{path}/{LOCK_NAME}", follow_symlinks=False)
+    except FileNotFoundError:
+        raise BlockingIOError(f"{path} was deleted by who held it") from None
+    if not os.path.samestat(there, os.fstat(fd)):
+        raise BlockingIOError(f"{path} is another directory by now")
 
 
 def _sweep_out(path: str) -> None:
@@ -131,14 +179,21 @@ def _temporary_place(environ: Mapping[str, str]) -> str:
 
 def _remove_dead(parent: str) -> None:
     """Delete workspaces of workers of this user that are no more."""
-    prefix = f"worker-{os.getuid()}-"
-    for name in os.listdir(parent):
+    names: list[str] = []
+    with suppress(FileNotFoundError):  # its owner has just deleted it
+        names = os.listdir(parent)
+    for name in names:
         path = f"{parent}/{name}"
-        if name.startswith(prefix) and name[len(prefix):].isdigit() and os.path.exists(f"{path}/{LOCK_NAME}"):
+        if _is_workers(name) and os.path.exists(f"{path}/{LOCK_NAME}"):
             with _held(path) as held:
                 if held:
                     kill_left_in(path)
-                    _remove(path)
+                    _remove_held(path)
+
+
+def _is_workers(name: str) -> bool:
+    prefix = f"worker-{os.getuid()}-"
+    return name.startswith(prefix) and name[len(prefix):].replace("-", "").isdigit()
 
 
 @contextmanager
@@ -150,7 +205,7 @@ def _held(path: str) -> Iterator[bool]:
         yield False
         return
     try:
-        _lock(fd)
+        _lock(path, fd, unwritten=True)
         yield os.fstat(fd).st_uid == os.getuid()
     except BlockingIOError:
         yield False
@@ -172,3 +227,22 @@ def _remove(path: str) -> None:
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_held(path: str) -> None:
+    """Delete a workspace whose lock is held, but no other worker's below it. The lock goes last: who comes in between
+    finds it taken, or gone."""
+    with suppress(OSError):
+        for name in os.listdir(path):
+            if name != LOCK_NAME and not _is_workers(name):
+                _remove_entry(f"{path}/{name}")
+        os.unlink(f"{path}/{LOCK_NAME}")
+        os.rmdir(path)
+
+
+def _remove_entry(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        _remove(path)
+    else:
+        with suppress(OSError):
+            os.unlink(path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -231,6 +234,56 @@ def test_the_remains_of_a_dead_worker_are_removed_and_a_live_ones_are_not(tmp_pa
     other.mkdir()
     open_workspace("", False, {"TMPDIR": str(tmp_path)}).close()
     assert not dead.exists() and other.exists()
+
+
+def test_a_worker_starts_while_another_looks_whether_the_owner_of_its_directory_is_dead(tmp_path: Path) -> None:
+    own = tmp_path / f"worker-{os.getuid()}-{os.getpid()}"
+    own.mkdir()
+    with open(own / LOCK_NAME, "w") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_EX)  # as the other does, who has found it not locked yet
+        space = open_workspace("", False, {"TMPDIR": str(tmp_path)})
+    assert space.path == f"{own}-1" and os.path.isdir(f"{own}-1/cache")
+    space.close()
+    assert os.listdir(tmp_path) == [own.name]
+    open_workspace("", False, {"TMPDIR": str(tmp_path)}).close()  # and what is left of both is removed by the next
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_worker_that_ends_leaves_the_directories_of_others_below_the_one_they_were_all_given(tmp_path: Path) -> None:
+    given = tmp_path / "w"
+    first = open_workspace(str(given), False, {})
+    second = open_workspace(str(given), False, {})
+    first.close()
+    assert sorted(os.listdir(given)) == [os.path.basename(second.path)] and os.path.isdir(f"{second.path}/cache")
+    second.close()
+    assert not given.exists()
+
+
+_STARTS = """
+import os, sys
+from taskvine_core.worker.workspace import LOCK_NAME, open_workspace
+sys.stdin.read()
+for _ in range(60):
+    space = open_workspace(sys.argv[1], False, {"TMPDIR": sys.argv[2]})
+    with open(space.path + "/cache/mine", "w") as mine:
+        os.listdir(space.path)
+        assert os.path.samestat(os.stat(mine.name), os.fstat(mine.fileno()))
+        assert open(space.path + "/" + LOCK_NAME).read().split()[0] == str(os.getpid())
+    space.close()
+"""
+
+
+@pytest.mark.parametrize("wanted", ["", "w"])
+def test_workers_that_start_and_end_at_the_same_time_never_take_or_delete_one_anothers_directory(
+        tmp_path: Path, wanted: str) -> None:
+    words = [sys.executable, "-c", _STARTS, wanted and str(tmp_path / wanted), str(tmp_path)]
+    gate, opener = os.pipe()
+    starting = [subprocess.Popen(words, stdin=gate, stderr=subprocess.PIPE) for _ in range(8)]
+    os.close(gate)
+    os.close(opener)  # now they go
+    ended = [worker.communicate(timeout=60)[1].decode() for worker in starting]
+    assert [worker.returncode for worker in starting] == [0] * 8, "\n".join(ended)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_kept_workspace_keeps_its_cache_only(tmp_path: Path) -> None:
