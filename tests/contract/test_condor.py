@@ -80,6 +80,28 @@ def test_shipped_files_are_in_the_jobs_directory_and_a_shipped_program_is_run(ma
     assert Path(where) != tmp_path
 
 
+@pytest.mark.parametrize("client", ["bindings", "tools"])
+def test_several_workers_of_one_job_share_a_slot_and_are_all_told_to_leave(make: Make, client: str,
+                                                                          tmp_path: Path) -> None:
+    bench = make(client)
+    program = tmp_path / "worker"
+    program.write_text(f"#!/bin/sh\ntrap 'echo out >> {tmp_path}/marks; exit 0' TERM\necho in >> {tmp_path}/marks\n"
+                       "while :; do sleep 0.05; done\n")
+    program.chmod(0o755)
+    batch, marks = bench.client(), tmp_path / "marks"
+    wanted = [request._replace(copies=2, resources=Resources(1, 100, 50, 0), ship=(program,))
+              for request in requests(bench, ("worker",))]
+    assert "can run this" in batch.check(wanted[0])
+    jobs = submit_requests(batch, wanted)
+    bench.wait(lambda: marks.exists() and marks.read_text().count("in") == 2)
+    facts = batch.describe(jobs[0])
+    assert (facts["RequestCpus"], facts["RequestMemory"]) == (2, 200)
+    batch.cancel_many(jobs, force=False)
+    bench.wait(lambda: ended(bench, batch, jobs))
+    assert marks.read_text().count("out") == 2
+    bench.wait(lambda: bench.nothing_left(jobs[0]))
+
+
 def test_a_file_that_is_not_there_is_refused_at_submission(make: Make, tmp_path: Path) -> None:
     bench = make()
     wanted = [request._replace(ship=(tmp_path / "none",)) for request in requests(bench, LONG)]

@@ -275,3 +275,16 @@ def test_a_pool_whose_jobs_cannot_start_says_why_and_the_healthy_one_goes_on(bed
                           timeout=PATIENCE_S, check=True).stdout
     assert re.search(bed.system.bad_words, said), said
     bed.stop(factory)
+
+
+@pytest.mark.parametrize("bed", ["condor"], indirect=True)
+def test_several_workers_of_one_job_come_work_and_leave_together(bed: Bed) -> None:
+    bed.write_site(bed.system.pool("drill", "max-workers = 4\nmin-workers = 0\nworkers-per-job = 2"), retire_after_s=1)
+    bed.gated(4)
+    factory = bed.factory()
+    bed.wait(lambda: bed.program.stats["running"] == 4, "four tasks run")
+    assert len(bed.ever()) == 2
+    bed.gate.touch()
+    bed.back(4)
+    bed.wait(lambda: not bed.jobs(), "idle workers leave")
+    bed.stop(factory)

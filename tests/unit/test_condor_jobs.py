@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,28 @@ def test_jobs_that_differ_only_in_tag_and_command_share_a_description() -> None:
     assert "i-2 fac/pool/i-2 'w' '2'\n)\n" in made[0].text
 
 
+def test_a_job_of_several_workers_asks_for_all_of_them_and_starts_each() -> None:
+    (made, single) = submissions(place(autosize=True), NAMES, [request(copies=3), request()])
+    assert [directive(made.text, f"request_{what}") for what in ("cpus", "gpus")] == \
+        ["ifThenElse(TARGET.TotalSlotCpus > 12, TARGET.TotalSlotCpus, 12)", "3"]
+    assert 'printf " --cores %d", $2 / 3 ' in made.script
+    assert made.launcher != single.launcher
+
+
+@pytest.mark.parametrize(("given", "own"), [
+    ("GPU-a,GPU-b,GPU-c,GPU-d", ["GPU-a,GPU-b", "GPU-c,GPU-d"]), ("", ["", ""])])
+def test_workers_of_one_job_have_gpus_of_their_own(tmp_path: Path, given: str, own: list[str]) -> None:
+    sized = request(copies=2, resources=Resources(1, 1, 1, 2))
+    (made,) = submissions(place(), NAMES, [sized])
+    launcher = tmp_path / "launch.sh"
+    launcher.write_text(made.script)
+    said = subprocess.run(["/bin/sh", str(launcher), "/bin/sh", "-c", 'echo "[$CUDA_VISIBLE_DEVICES]"'], timeout=30,
+                          env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": given}, capture_output=True, text=True,
+                          check=True)
+    assert sorted(said.stdout.split()) == [f"[{devices}]" for devices in own]
+    assert not said.stderr
+
+
 def test_a_site_replaces_blocks_of_description_and_script() -> None:
     (made,) = submissions(place({"setup": "module load python\n", "extra_directives": "+A = 1\n"}), NAMES, [request()])
     assert "module load python\n" in made.script
@@ -102,7 +125,7 @@ def test_a_site_replaces_blocks_of_description_and_script() -> None:
 
 
 @pytest.mark.parametrize("changes", [
-    {"environment": {"A B": "x"}}, {"environment": {"A": "x\ny"}}, {"command": ("a", "b\nqueue 100")}, {"copies": 2},
+    {"environment": {"A B": "x"}}, {"environment": {"A": "x\ny"}}, {"command": ("a", "b\nqueue 100")},
     {"tag": JobTag("fac", "pool", "a b")}, {"ship": (Path("/a,b"),)}, {"ship": (Path("/a\nb"),)},
     {"ship": (Path('/a"b'),)}])
 def test_what_cannot_be_said_is_refused(changes: dict[str, object]) -> None:

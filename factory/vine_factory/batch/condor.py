@@ -21,7 +21,7 @@ from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobReque
 from vine_factory.batch.condor_book import Entry, JobBook
 from vine_factory.batch.condor_calls import Calls, Where
 from vine_factory.batch.condor_eventlog import EventLogs
-from vine_factory.batch.condor_text import Names, Submission, string, submissions
+from vine_factory.batch.condor_text import Names, Submission, of_job, string, submissions
 from vine_factory.batch.parse.condor_ads import ATTRIBUTES, QueueEntry, entries
 from vine_factory.batch.place import Place
 from vine_factory.batch.portions import submit_portions
@@ -158,7 +158,7 @@ class CondorBatch(BatchSystem):
         self._prepare(submission)
         calls = self._way()
         said = condor_check.dry_run(submission.text, self.place.directory / "dry-run", self._timeout_s)
-        return "\n".join([*said, condor_check.fitting_slots(calls, self.place, request.resources),
+        return "\n".join([*said, condor_check.fitting_slots(calls, self.place, of_job(request)),
                           f"HTCondor is used through its {calls.words}"])
 
     def close(self) -> None:

@@ -61,13 +61,17 @@ def submissions(place: Place, names: Names, requests: Sequence[JobRequest]) -> l
     groups: dict[object, list[JobRequest]] = {}
     for request in requests:
         _check(request)
-        key = (request.resources, request.walltime_s, request.ship, tuple(sorted(request.environment.items())))
+        key = (request.resources, request.walltime_s, request.copies, request.ship,
+               tuple(sorted(request.environment.items())))
         groups.setdefault(key, []).append(request)
-    script = _script(place)
+    return [_submission(place, names, group) for group in groups.values()]
+
+
+def _submission(place: Place, names: Names, group: Sequence[JobRequest]) -> Submission:
+    script = _script(place, group[0])
     digest = hashlib.sha256(script.encode()).hexdigest()[:_LAUNCHER_DIGITS]
     launcher = names.directory / f"launch-{digest}.sh"
-    return [Submission(tuple(group), _text(place, names, launcher, group), launcher, script)
-            for group in groups.values()]
+    return Submission(tuple(group), _text(place, names, launcher, group), launcher, script)
 
 
 def check_blocks(blocks: Mapping[str, str]) -> None:
@@ -105,15 +109,14 @@ def _check(request: JobRequest) -> None:
     for word in tag:
         if not _WORD.fullmatch(word):
             raise ConfigError(f"{shown(word)} in the job's tag", hint="letters, digits, '.', '_' and '-' are allowed")
-    if request.copies != 1:
-        raise ConfigError(f"{request.copies} workers in one HTCondor job", hint="a job is one worker here")
     for name in request.environment:
         if not _VARIABLE.fullmatch(name):
             raise ConfigError(f"environment variable {shown(name)}", hint="letters, digits and '_' are allowed")
 
 
-def _script(place: Place) -> str:
-    return templating.render(LAUNCH_TEMPLATE, {"pool": place.pool, "autosize": place.options["autosize"]},
+def _script(place: Place, request: JobRequest) -> str:
+    return templating.render(LAUNCH_TEMPLATE, {"pool": place.pool, "autosize": place.options["autosize"],
+                                               "copies": request.copies, "gpus": max(0, request.resources.gpus)},
                              _blocks_of(place, LAUNCH_TEMPLATE))
 
 
@@ -132,7 +135,7 @@ def _text(place: Place, names: Names, launcher: Path, group: Sequence[JobRequest
         "environment": [*sorted(first.environment.items()), (TAG_VARIABLE, Macro("$(vine_tag)"))],
         "ship": [str(path) for path in first.ship], "output": Macro(outputs["out"], names.outputs),
         "error": Macro(outputs["err"], names.outputs), "batch_name": f"{place.factory_id}/{place.pool}",
-        **_sizes(first.resources, bool(options["autosize"])),
+        **_sizes(of_job(first), bool(options["autosize"])),
         "drain_s": _whole(options["drain-time"]), "lease_s": _whole(options["job-lease"]),
         "periodic_remove": _guards(options, first.walltime_s), "priority": options["priority"],
         "single": _single(place), "attributes": sorted(_table(options["attributes"]).items()),
@@ -149,8 +152,13 @@ def _command(request: JobRequest) -> list[str]:
     return [f"./{program}" if program in {path.name for path in request.ship} else program, *rest]
 
 
-def _sizes(resources: Resources, autosize: bool) -> dict[str, object]:
-    cores, memory_mb, disk_mb, gpus = _DEFAULT.overridden_by(resources)
+def of_job(request: JobRequest) -> Resources:
+    """What a whole job asks for: its workers are together on one slot."""
+    return Resources(*(each * request.copies for each in _DEFAULT.overridden_by(request.resources)))
+
+
+def _sizes(job: Resources, autosize: bool) -> dict[str, object]:
+    cores, memory_mb, disk_mb, gpus = job
     sizes: dict[str, object] = {"request_cpus": cores, "request_memory": memory_mb,
                                 "request_disk": disk_mb * _KB_PER_MB, "request_gpus": gpus}
     if autosize:  # disk shrinks while jobs run: what there is then, not what there was at the machine's start
