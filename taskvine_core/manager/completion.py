@@ -37,7 +37,9 @@ from taskvine_core.resources import Resources
 
 #: Attempts forsaken in a row by one worker before it is removed: it runs nothing.
 MAX_STRIKES = 10
-
+#: Times an output is asked for when its transfer breaks off. That says nothing about the worker: when it died, the next
+#: try ends with the news of its death.
+UPLOAD_TRIES = 3
 
 #: No attempt counts for longer than ten years: a worker's clock may say anything.
 LONGEST_S = 10 * 365 * 86_400.0
@@ -206,15 +208,26 @@ class Completion:
             run.uploads = set()
         run.uploads.add(self.staging.upload(worker, name, path, purpose, task_id=task.id, mode=mode))
 
+    def _upload_again(self, run: Run, worker: WorkerRecord, broken: Transfer) -> None:
+        assert run.uploads is not None
+        run.uploads.discard(broken.id)
+        run.uploads.add(self.staging.upload(worker, broken.name, broken.path, broken.purpose, task_id=broken.task_id,
+                                            mode=broken.mode, tries=broken.tries + 1))
+
     def on_upload_ended(self, transfer: Transfer, event: UploadEnded) -> None:
         """An output or a large stdout has arrived, or will not."""
         books = self.books
         task = books.tasks.get(transfer.task_id)
         run = task.run if task is not None else None
+        if run is not None and (run.uploads is None or transfer.id not in run.uploads):
+            run = None  # an earlier attempt's
         worker = books.workers.get(transfer.dest)
+        if run is not None and worker is not None and _try_again(transfer, event):
+            self._upload_again(run, worker, transfer)
+            return
         if transfer.purpose == "stdout" and worker is not None and transfer.file is None:
             books.send(worker, Unlink((transfer.name,)))
-        if task is None or run is None or run.uploads is None or transfer.id not in run.uploads:
+        if task is None or run is None or run.uploads is None:
             return
         run.uploads.discard(transfer.id)
         if event.error and worker is None:
@@ -297,6 +310,10 @@ class Completion:
         if category.record(task.id, peak, max(0.0, run.end - run.start),
                            largest_worker=self.dispatcher.placement.largest):
             self.books.ready.unsaturate()
+
+
+def _try_again(transfer: Transfer, event: UploadEnded) -> bool:
+    return bool(event.error) and not event.final and transfer.tries < UPLOAD_TRIES
 
 
 def _differs(file: FileRecord, report: OutputReport) -> bool:

@@ -206,7 +206,7 @@ class Effects:
             _remove(upload.temp)
         except OSError as problem:  # the worker will hear no more than a refusal
             reason = f"output {upload.final} cannot be written: {problem.strerror}"
-            self._post(ev.UploadEnded(transfer_id, 0, b"", False, reason))
+            self._post(ev.UploadEnded(transfer_id, 0, b"", False, reason, final=True))
             return None
         return upload.temp
 
@@ -224,7 +224,7 @@ class Effects:
         except OSError as problem:
             _remove(upload.temp)
             self._post(ev.UploadEnded(transfer_id, 0, b"", False,
-                                      f"{upload.final} cannot be written: {problem.strerror}"))
+                                      f"{upload.final} cannot be written: {problem.strerror}", final=True))
             return
         self._post(ev.UploadEnded(transfer_id, info.size_bytes, info.sha256, info.is_dir, ""))
 

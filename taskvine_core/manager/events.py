@@ -128,13 +128,15 @@ class LocalMissing(NamedTuple):
 
 
 class UploadEnded(NamedTuple):
-    """A transfer announced by ExpectUpload ended. ``error`` "" = arrived under the path the action named."""
+    """A transfer announced by ExpectUpload ended. ``error`` "" = arrived under the path the action named; ``final``:
+    the path cannot be written, and another try would fail like this one."""
 
     transfer_id: int
     size_bytes: int
     sha256: bytes
     is_dir: bool
     error: str
+    final: bool = False
 
 
 class Stored(NamedTuple):

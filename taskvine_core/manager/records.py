@@ -364,7 +364,7 @@ class FileRecord:
 class Transfer:
     """One attempt to move one object. ``source`` is a worker key, or one of the negative SOURCE_* below."""
 
-    __slots__ = ("dest", "file", "id", "name", "purpose", "source", "started", "task_id")
+    __slots__ = ("dest", "file", "id", "mode", "name", "path", "purpose", "source", "started", "task_id", "tries")
 
     def __init__(self, transfer_id: int, name: str, file: FileRecord | None, dest: int, source: int, started: float,
                  purpose: str = "input", task_id: int = 0) -> None:
@@ -376,6 +376,9 @@ class Transfer:
         self.started = started
         self.purpose = purpose
         self.task_id = task_id
+        self.path = ""  # of an upload: where it goes, "" = wherever the runner keeps such things
+        self.mode = 0
+        self.tries = 1
 
 
 #: Where a transfer comes from or goes to when it is no worker.

@@ -294,11 +294,12 @@ class Staging:
         return False
 
     def upload(self, worker: WorkerRecord, name: str, path: str, purpose: str, *, task_id: int = 0,
-               mode: int = 0) -> int:
-        """Have a worker send one of its objects to the manager; returns the transfer id."""
+               mode: int = 0, tries: int = 1) -> int:
+        """Have a worker send one of its objects to the manager; returns the transfer id. ``tries``: with this one."""
         books = self.books
         transfer = Transfer(books.new_transfer_id(), name, books.files.get(name), worker.key, TO_MANAGER, books.now,
                             purpose, task_id)
+        transfer.path, transfer.mode, transfer.tries = path, mode, tries
         books.transfers[transfer.id] = transfer
         worker.outgoing += 1
         books.out.append(ExpectUpload(transfer.id, name, path, purpose, mode))

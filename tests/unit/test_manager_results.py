@@ -25,7 +25,7 @@ from taskvine_core.constants import (
     combine_results,
 )
 from taskvine_core.manager import events as ev
-from taskvine_core.manager.completion import MAX_STRIKES
+from taskvine_core.manager.completion import MAX_STRIKES, UPLOAD_TRIES
 from taskvine_core.protocol import messages as msg
 from taskvine_core.resources import Resources
 
@@ -302,10 +302,41 @@ def test_an_output_that_cannot_be_fetched_is_a_transfer_error() -> None:
     task = rig.submit(outputs=(rig.result_buffer("big"),))
     rig.finish(task, inline=False)
     assert task not in rig.outcomes
-    (upload,) = rig.sent(msg.Upload)
-    rig.say(key, msg.UploadFailed(upload.transfer_id, "disk error"))
+    for tried in range(1, UPLOAD_TRIES + 1):
+        assert task not in rig.outcomes
+        uploads = rig.sent(msg.Upload)
+        assert len(uploads) == tried
+        rig.say(key, msg.UploadFailed(uploads[-1].transfer_id, "disk error"))
     assert rig.outcomes[task].result == VINE_RESULT_OUTPUT_TRANSFER_ERROR
-    assert rig.outcomes[task].error == "disk error"
+    assert rig.outcomes[task].error == "disk error" and not rig.core.books.transfers
+
+
+def test_an_output_that_has_no_room_here_is_a_transfer_error_at_once() -> None:
+    rig = Rig()
+    _, task, transfer, _ = finish_with_upload(rig)
+    rig.tell(ev.UploadEnded(transfer, 0, b"", False, "no space", final=True))
+    assert rig.outcomes[task].result == VINE_RESULT_OUTPUT_TRANSFER_ERROR
+
+
+def test_a_task_runs_again_when_the_link_of_its_output_broke_before_its_workers_death_was_known() -> None:
+    rig = Rig()
+    key, task, transfer, _ = finish_with_upload(rig)
+    rig.tell(ev.UploadEnded(transfer, 0, b"", False, "connection lost"))
+    assert task not in rig.outcomes
+    rig.gone(key)
+    for asked in rig.done_actions(ev.SenderGone):
+        rig.tell(ev.UploadEnded(asked.transfer_id, 0, b"", False, "its worker is lost"))
+    again = rig.join()
+    assert rig.where(task) == again
+
+
+def test_an_output_whose_transfer_broke_off_comes_with_the_next_try() -> None:
+    rig = Rig()
+    key, task, transfer, _ = finish_with_upload(rig)
+    rig.tell(ev.UploadEnded(transfer, 0, b"", False, "connection lost"))
+    again = rig.sent(msg.Upload, key)[-1]
+    rig.tell(ev.UploadEnded(again.transfer_id, 10, b"", False, ""))
+    assert rig.outcomes[task].result == VINE_RESULT_SUCCESS and rig.outcomes[task].dispatches == 1
 
 
 @pytest.mark.parametrize(
