@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def of_pool(preview: Preview, pool: PoolSettings, offline: bool) -> Iterator[Fin
     yield from _python(pool)
     yield from _directory(preview, pool)
     yield from _wrapper(pool)
+    yield from _package(pool)
     yield from _managers(preview, pool)
     rendered = list(_tried("render", lambda: ", ".join(preview.texts(pool))))
     yield from rendered
@@ -139,6 +141,15 @@ def _wrapper(pool: PoolSettings) -> Iterator[Finding]:
         found = bool(words) and shutil.which(words[0]) is not None
         yield Finding(OK if found else NOTE, "wrapper", pool.wrapper if found else
                       f"{words[0] if words else pool.wrapper!r} is not found here; jobs have to find it")
+
+
+def _package(pool: PoolSettings) -> Iterator[Finding]:
+    if not pool.poncho_env:
+        return
+    if Path(pool.poncho_env).is_file() and tarfile.is_tarfile(pool.poncho_env):
+        yield Finding(OK, "package", pool.poncho_env)
+    else:
+        yield Finding(PROBLEM, "package", f"poncho-env: {pool.poncho_env} is not the tar file of an environment")
 
 
 def _managers(preview: Preview, pool: PoolSettings) -> Iterator[Finding]:

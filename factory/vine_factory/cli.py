@@ -23,11 +23,12 @@ COMMAND_LINE = "command line"
 _LETTERS = {"manager-name": ("-M", "-N", "--master-name"), "min-workers": ("-w", "--min"),
             "batch-type": ("-T", "--batch"),
             "max-workers": ("-W", "--max"), "timeout": ("-t",), "password": ("-P",), "scratch-dir": ("-S",),
-            "capacity": ("-c",), "worker-extra-options": ("-E", "--extra-options"), "batch-options": ("-B",)}
+            "capacity": ("-c",), "worker-extra-options": ("-E", "--extra-options"), "batch-options": ("-B",),
+            "debug-file": ("-o",), "debug-file-size": ("-O",),
+            "poncho-env": ("--python-env", "--python-package")}
 _IGNORED: tuple[tuple[tuple[str, ...], bool], ...] = (
-    (("-d", "--debug"), True), (("-o", "--debug-file"), True), (("-O", "--debug-file-size"), True),
+    (("-d", "--debug"), True),
     (("-F", "--foremen-name"), True), (("--disable-afs-check",), False), (("--tls-sni",), True),
-    (("--poncho-env", "--python-env", "--python-package"), True), (("--condor-spool",), False),
     *(((f"--{name}",), True) for name in ("amazon-config", "k8s-image", "k8s-worker-image", "mesos-master",
                                           "mesos-path", "mesos-preload", "runos")),
     (("--run-factory-as-manager",), False))

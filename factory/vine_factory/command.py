@@ -29,6 +29,7 @@ class Delivery(NamedTuple):
         password: the key file there, "" = the worker finds its user's own.
         ship: files sent with the job.
         environment: what the worker needs besides the pool's own variables.
+        package: the environment package there, "" = none.
         published_only: the worker program takes published options and none of ours.
     """
 
@@ -36,6 +37,7 @@ class Delivery(NamedTuple):
     password: str = ""
     ship: tuple[Path, ...] = ()
     environment: Mapping[str, str] = {}
+    package: str = ""
     published_only: bool = False
 
 
@@ -66,7 +68,8 @@ def worker_command(settings: Settings, pool: PoolSettings, intent_id: str, deliv
     for feature in pool.shape.features:
         command += ["--feature", feature]
     wall_time_s = lifetime_s(pool.walltime_s, intent_id)
-    for option, text in (("--password", delivery.password), ("--transfer-port", settings.transfer_port),
+    for option, text in (("--password", delivery.password), ("--poncho-env", delivery.package),
+                         ("--transfer-port", settings.transfer_port),
                          ("--task-wrapper", pool.task_wrapper), ("-d", "all" if settings.debug_workers else ""),
                          ("--wall-time", f"{wall_time_s:.0f}" if wall_time_s else "")):
         if text:

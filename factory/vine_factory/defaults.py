@@ -47,6 +47,8 @@ MIN_PART = 1e-4
 """Of a worker: shares are rounded to four digits. These two keep sums and quotients of an answer finite."""
 MAX_PENDING = 100_000
 """Workers that another factory may claim to have under way."""
+LOG_FILE_BYTES = 10_000_000
+"""Published for the debug files of all programs."""
 MANAGER_GONE_S = 300.0
 """So long a manager that stopped answering is expected back; its workers are left alone meanwhile."""
 

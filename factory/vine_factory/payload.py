@@ -54,18 +54,22 @@ class Payload:
         """
         binary = pool.worker_binary
         compiled = bool(binary) and _is_compiled(binary)
+        if compiled and pool.poncho_env:
+            raise ConfigError(f"poncho-env: the worker {binary} cannot enter an environment package by itself",
+                              hint='use wrapper = "poncho_package_run -e FILE --", or our own worker')
         if pool.deliver == TRANSFER:
             return self._sent(settings, pool, compiled)
         environment: dict[str, str] = {}
         password = settings.password
-        if pool.batch == "local":  # same machine, same user, same environment
-            start: tuple[str, ...] = (binary,) if binary else (pool.python or sys.executable, "-m", WORKER_MODULE)
+        start: tuple[str, ...]
+        if pool.batch == "local" and not pool.poncho_env:  # same machine, same user, same environment
+            start = (binary,) if binary else (pool.python or sys.executable, "-m", WORKER_MODULE)
         else:
             start = (binary,) if binary else (pool.python or sys.executable, str(self._built()))
-            password = password or str(self._state / SECRET_FILE)
+            password = password or ("" if pool.batch == "local" else str(self._state / SECRET_FILE))
             if os.environ.get("XDG_STATE_HOME"):
                 environment["XDG_STATE_HOME"] = os.environ["XDG_STATE_HOME"]
-        return Delivery(start, "" if compiled else password, (), environment, compiled)
+        return Delivery(start, "" if compiled else password, (), environment, pool.poncho_env, compiled)
 
     def _sent(self, settings: Settings, pool: PoolSettings, compiled: bool) -> Delivery:
         if compiled:
@@ -74,15 +78,16 @@ class Payload:
             keys = [self._key()]
         worker = Path(pool.worker_binary) if pool.worker_binary else self._built()
         start = (f"./{worker.name}",) if pool.worker_binary else (pool.python or "python3", worker.name)
-        files = (worker, *keys, *pool.wrapper_input)
+        package = [Path(pool.poncho_env)] if pool.poncho_env else []
+        files = (worker, *keys, *package, *pool.wrapper_input)
         for file in files:
             if not file.is_file():
                 raise ConfigError(f"{file} cannot be sent with jobs: there is no such file",
-                                  hint="check worker-binary, wrapper-input and password")
+                                  hint="check worker-binary, wrapper-input, poncho-env and password")
         if len({file.name for file in files}) < len(files):
             raise ConfigError(f"two files sent with jobs have the same name: {', '.join(file.name for file in files)}",
                               hint="rename one of them")
-        return Delivery(start, keys[0].name if keys else "", files, {}, compiled)
+        return Delivery(start, keys[0].name if keys else "", files, {}, package[0].name if package else "", compiled)
 
     def _built(self) -> Path:
         """The one-file worker, made once per process and kept under its content's name."""

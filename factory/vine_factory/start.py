@@ -45,7 +45,7 @@ def start(build: Callable[[FileValues], Settings], path: Path | None, *, as_json
     if config is not None:
         config.then(lambda changed: finished(home.name, changed))
     let_workers_import()
-    log = Log(sys.stderr, as_json)
+    log = Log(sys.stderr, as_json, settings.log_file, settings.log_file_bytes)
     runner = Runner(named, home, Payload(home.directory, state, secret).delivery, look, secret, log,
                     statefile.directory(state) / f"{home.factory_id}.json", config)
     now = runner.clock()
@@ -66,7 +66,8 @@ def _absolute_paths(pool: PoolSettings) -> PoolSettings:
     binary = pool.worker_binary
     return pool._replace(
         worker_binary=_absolute(binary) if os.sep in binary or pool.deliver == "transfer" else binary,
-        directory=_absolute(pool.directory), wrapper_input=tuple(Path(_absolute(str(p))) for p in pool.wrapper_input))
+        directory=_absolute(pool.directory), poncho_env=_absolute(pool.poncho_env),
+        wrapper_input=tuple(Path(_absolute(str(p))) for p in pool.wrapper_input))
 
 
 def _absolute(path: str) -> str:

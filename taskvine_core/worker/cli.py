@@ -42,15 +42,30 @@ def say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker; returns the exit status: 0 for an orderly end, 1 for an error."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
+        options = parse(words, os.environ)
         if options.show:
-            print(usage() if options.show == "help" else f"vine_worker {VERSION}")
+            say(usage() if options.show == "help" else f"vine_worker {VERSION}")
             return 0
-        return _serve(options)
+        return _in_package(options, words) if options.poncho_env else _serve(options)
     except VineError as error:
         print(f"vine_worker: {error}", file=sys.stderr)
         return 1
+
+
+def _in_package(options: Options, words: list[str]) -> int:
+    """Serve inside the environment package: as the process that is there already, or by becoming it."""
+    from taskvine_core.worker import package
+
+    held = package.inside(os.environ)
+    if held is None:
+        say(f"vine_worker: unpacking {options.poncho_env}")
+        package.enter(options.poncho_env, words, os.environ)
+    try:
+        return _serve(options)
+    finally:
+        held.leave()
 
 
 def _serve(options: Options) -> int:

@@ -57,6 +57,7 @@ class Options(NamedTuple):
     from_factory: str = ""
     factory_job: str = ""
     parent_death: bool = False
+    poncho_env: str = ""
     show: str = ""
 
 
@@ -161,6 +162,8 @@ _TABLE = (
     _Option("--max-transfer-procs", "max_transfers", _positive, "a whole number, 1 or more",
             "concurrent incoming transfers (10)"),
     _Option("--task-wrapper", "task_wrapper", _text, "a command", "prefix of every task command"),
+    _Option("--poncho-env --python-env --python-package", "poncho_env", _text, "a tar file",
+            "environment package to run in: unpacked once per machine"),
     _Option("--from-factory", "from_factory", _text, "a name", "set by the factory"),
     _Option("--factory-job", "factory_job", _text, "an id", "set by the factory"),
     _Option("--parent-death", "parent_death", None, "", "leave when the parent process dies"),

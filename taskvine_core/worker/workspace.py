@@ -77,7 +77,7 @@ def open_workspace(wanted: str, keep: bool, environ: Mapping[str, str]) -> Works
         ConfigError: it cannot be made.
     """
     if not wanted:
-        return _fresh(_temporary_place(environ), False)
+        return _fresh(temporary_place(environ), False)
     wanted = os.path.abspath(wanted)
     try:
         return _claim(wanted, keep)
@@ -170,7 +170,12 @@ def _sweep_out(path: str) -> None:
             _remove(f"{path}/{name}")
 
 
-def _temporary_place(environ: Mapping[str, str]) -> str:
+def temporary_place(environ: Mapping[str, str]) -> str:
+    """The first of the places for temporary files that can be written to.
+
+    Raises:
+        ConfigError: there is none.
+    """
     for place in [environ.get(name, "") for name in PLACES] + ["/tmp"]:
         if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
             return os.path.abspath(place)

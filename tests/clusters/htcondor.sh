@@ -48,8 +48,8 @@ tool() { local t=$1; shift; CONDOR_CONFIG=$CONFIG ordinary "$PREFIX/bin/$t" "$@"
 build() {
     if [ -e "$PREFIX/.done" ]; then return; fi
     local work=$HTC_CACHE/build mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    mirror=$(awk '/^URIs:/{print $2; exit} /^deb /{for(i=2;i<=NF;i++) if($i~/^http/){print $i; exit}}' \
-        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null || true)
+    mirror=$(cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null \
+        | awk '/^URIs:/{print $2; exit} /^deb /{for(i=2;i<=NF;i++) if($i~/^http/){print $i; exit}}' || true)
     [ -n "$mirror" ] || { say "no Debian mirror in this machine's apt sources"; exit 1; }
     rm -rf "$work" "$PREFIX" "$PREFIX.new"
     mkdir -p "$work"/apt/etc/apt/{apt.conf.d,preferences.d,trusted.gpg.d} \

@@ -327,9 +327,9 @@ def test_the_demo_verifies_itself_with_workers_of_a_batch_system(request: pytest
         demo.kill()
     assert demo.returncode == 0, said
     assert "verified: identical to a single-process run" in said
-    assert json.loads((output / "summary.json").read_text())["batch_system"] == batch
-    log = (output / "factory.log").read_text()
-    assert "workers connected" in log and "all workers removed" in log
+    numbers = json.loads((output / "summary.json").read_text())
+    assert numbers["batch_system"] == batch and numbers["workers_most"] >= 1
+    assert "all workers removed" in (output / "factory.log").read_text()
     wait_for_no_process(f"VINE_DEMO_DATA={folder}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -167,7 +169,54 @@ def test_wrong_use_ends_with_status_two(command: str, words: list[str], state: P
 
 
 def test_options_without_effect_are_told(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check", "--batch", "local", "--poncho-env", "x.tgz", "--autosize"]) == 0
+    assert cli.main(["check", "--batch", "local", "--disable-afs-check", "--autosize"]) == 0
     said = capsys.readouterr().out
-    for key in ("--python-package", "autosize"):
+    for key in ("--disable-afs-check", "autosize"):
         assert f"{key} has no effect: " in said, key
+
+
+def pack(path: Path) -> Path:
+    with tarfile.open(path, "w:gz") as members:
+        members.add(__file__, "bin/python")
+    return path
+
+
+@pytest.mark.parametrize("option", ["--poncho-env", "--python-env", "--python-package"])
+def test_an_environment_package_is_sent_with_jobs_and_named_to_the_worker(option: str, state: Path, tmp_path: Path,
+                                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    package = pack(tmp_path / "mine.tar.gz")
+    Path("site.toml").write_text('[pool.sent]\nbatch = "condor"\n[pool.there]\nbatch = "slurm"\ncores = 1\n')
+    assert cli.main(["render", "-C", "site.toml", option, "mine.tar.gz", "h:1"]) == 0
+    said = capsys.readouterr().out
+    sent, there = said.split("==> pool there", 1)
+    assert re.search(r"--poncho-env\W+mine\.tar\.gz\W", sent) and str(package) in sent  # found beside the worker
+    assert re.search(rf"--poncho-env\W+{package}\W", there)
+
+
+def test_a_package_of_one_pool_leaves_the_others_alone(state: Path, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    pack(tmp_path / "mine.tar.gz")
+    Path("site.toml").write_text('[pool.in]\nbatch = "slurm"\nponcho-env = "mine.tar.gz"\n'
+                                 '[pool.out]\nbatch = "slurm"\n')
+    assert cli.main(["render", "-C", "site.toml", "--pool", "in", "h:1"]) == 0
+    assert "--poncho-env" in capsys.readouterr().out
+    assert cli.main(["render", "-C", "site.toml", "--pool", "out", "h:1"]) == 0
+    assert "--poncho-env" not in capsys.readouterr().out
+
+
+def test_check_tells_a_package_that_is_none(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--batch", "local", "--poncho-env", str(pack(tmp_path / "good.tar.gz")), "h:1"]) == 0
+    (tmp_path / "bad.tar.gz").write_text("no tar file")
+    capsys.readouterr()
+    assert cli.main(["check", "--batch", "local", "--poncho-env", "bad.tar.gz", "h:1"]) == 1
+    assert "bad.tar.gz is not the tar file of an environment" in capsys.readouterr().out
+    assert cli.main(["check", "--batch", "local", "--poncho-env", "good.tar.gz", "--worker-binary", "/bin/sh",
+                     "h:1"]) == 1
+    assert "cannot enter an environment package by itself" in capsys.readouterr().out
+
+
+def test_the_published_spool_option_is_the_one_of_htcondor(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--offline", "--json", "--batch", "condor", "--condor-spool", "h:1"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["settings"]["condor-spool"]["value"] is True
+    assert cli.main(["render", "--batch", "condor", "--condor-spool", "h:1"]) == 0
+    assert "-spool" in capsys.readouterr().out

@@ -68,6 +68,9 @@ OPTIONS: dict[str, Option] = {option.key: option for option in (
     Option("wrapper", "str", "", _NONE, False, "command that starts the worker"),
     Option("wrapper-input", "list", (), _NONE, False, "file the wrapper needs (repeatable)"),
     Option("task-wrapper", "str", "", _NONE, False, "command that starts each task"),
+    Option("poncho-env", "str", "", _NONE, False, "environment package (a tar file of conda pack or "
+           "poncho_package_create) in which the workers and their Python tasks run"),
+    Option("condor-spool", "flag", False, _NONE, False, "HTCondor: copy the files to the schedd at submission"),
     Option("debug-workers", "flag", False, _NONE, False, "workers write debug messages into their stderr"),
     Option("scratch-dir", "str", "", _NONE, False, "journal and workers' output go here"),
     Option("parent-death", "flag", False, _NONE, False, "end, with the workers, when the parent process dies"),
@@ -91,11 +94,14 @@ OPTIONS: dict[str, Option] = {option.key: option for option in (
     Option("metrics-port", "str", "", _NONE, False, "serve numbers for Prometheus on this loopback port, "
            "auto = any free one"),
     Option("json", "flag", False, _NONE, False, "log lines as JSON"),
+    Option("debug-file", "str", "", _NONE, False, "write the log lines into this file too, with their dates"),
+    Option("debug-file-size", "int", defaults.LOG_FILE_BYTES, 0, False, "bytes after which that file is moved to "
+           "FILE.1, 0 = never"),
 )}
 
 ALIASES = {"master-name": "manager-name", "task-per-worker": "tasks-per-worker",
-           "extra-options": "worker-extra-options"}
-NOT_IN_SITE_FILE = frozenset({"json", "metrics-port", "parent-death"})
+           "extra-options": "worker-extra-options", "python-env": "poncho-env", "python-package": "poncho-env"}
+NOT_IN_SITE_FILE = frozenset({"debug-file", "debug-file-size", "json", "metrics-port", "parent-death"})
 """They are about the process and not about the site."""
 
 WITHOUT_EFFECT = {
@@ -104,17 +110,12 @@ WITHOUT_EFFECT = {
 """Published keys that are understood and change nothing; the user is told so."""
 NO_EFFECT_ON_COMMAND_LINE = {
     **WITHOUT_EFFECT,
-    "poncho-env": "environment packages are not available yet; the worker runs in the Python it is started with",
-    "python-env": "environment packages are not available yet; the worker runs in the Python it is started with",
-    "python-package": "environment packages are not available yet; the worker runs in the Python it is started with",
     **{key: "there is no such batch system here" for key in ("amazon-config", "k8s-image", "k8s-worker-image",
                                                              "mesos-master", "mesos-path", "mesos-preload")},
     "run-factory-as-manager": "the factory ends when its workers have ended", "runos": "use wrapper",
-    "condor-spool": "use deliver = \"transfer\" in a site file",
     "disable-afs-check": "nothing is checked that it would switch off",
     "tls-sni": "the certificate is pinned by its fingerprint and not by a name",
-    "debug": "the factory logs what it decides", "debug-file": "redirect the factory's stderr",
-    "debug-file-size": "redirect the factory's stderr",
+    "debug": "the factory logs what it decides, and explain has the rest",
 }
 
 

@@ -44,6 +44,8 @@ POOL_OPTIONS: tuple[SiteOption, ...] = (
     SiteOption("wrapper", "str", None, "command that starts the worker"),
     SiteOption("wrapper-input", "list", None, "files the wrapper needs"),
     SiteOption("task-wrapper", "str", None, "command that starts each task"),
+    SiteOption("poncho-env", "str", None, "environment package (a tar file of conda pack or poncho_package_create) in "
+               "which the workers and their Python tasks run"),
     SiteOption("workers-blocked", "list", None, "start no workers on these hosts"),
 )
 BY_KEY = {option.key: option for option in POOL_OPTIONS}
@@ -52,6 +54,6 @@ FROM_FACTORY = {
     "batch": "batch-type", "features": "feature",
     **{key: key for key in ("min-workers", "max-workers", "workers-per-cycle", "cores", "memory", "disk", "gpus",
                             "timeout", "worker-binary", "worker-extra-options", "wrapper", "wrapper-input",
-                            "task-wrapper", "workers-blocked")},
+                            "task-wrapper", "poncho-env", "workers-blocked")},
 }
 """Options of a pool that have their default from one of the factory's options."""

@@ -1,6 +1,6 @@
 """Published command line options that are about one batch system, as that system's own options.
 
-Owns the translation of ``--batch-options``, ``--condor-requirements`` and ``--autosize``.
+Owns the translation of ``--batch-options``, ``--condor-requirements``, ``--autosize`` and ``--condor-spool``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from vine_factory.batch import registry
 from vine_factory.config.options import Sourced
 
 _EXTRA = "extra-directives"
+_FLAGS = (("autosize", "autosize"), ("condor-spool", "spool"))
 
 
 def system_options(batch: str, factory: Mapping[str, Sourced]) -> dict[str, Sourced]:
@@ -22,7 +23,7 @@ def system_options(batch: str, factory: Mapping[str, Sourced]) -> dict[str, Sour
     """
     known = {option.key: option for option in registry.options_of(batch)}
     found: dict[str, Sourced] = {}
-    extra, requirements, autosize = (factory[key] for key in ("batch-options", "condor-requirements", "autosize"))
+    extra, requirements = factory["batch-options"], factory["condor-requirements"]
     if extra.value:
         if _EXTRA not in known:
             raise ConfigError(f"{extra.origin}: batch-options: {batch!r} takes no further options")
@@ -33,8 +34,9 @@ def system_options(batch: str, factory: Mapping[str, Sourced]) -> dict[str, Sour
         assert isinstance(requirements.value, tuple)  # by check_value
         both = " && ".join(f"({text})" for text in requirements.value)
         found["requirements"] = Sourced(both, requirements.origin)
-    if autosize.value and "autosize" in known:
-        found["autosize"] = Sourced(True, autosize.origin)
+    for key, option in _FLAGS:
+        if factory[key].value and option in known:
+            found[option] = Sourced(True, factory[key].origin)
     return found
 
 
@@ -42,5 +44,5 @@ def without_effect(batches: Sequence[str], factory: Mapping[str, Sourced]) -> li
     """What to tell about options that no pool's batch system has."""
     known = {option.key for batch in batches for option in registry.options_of(batch)}
     return [f"{factory[key].origin}: {key} has no effect: no pool's batch system has it"
-            for key, option in (("condor-requirements", "requirements"), ("autosize", "autosize"))
+            for key, option in (("condor-requirements", "requirements"), *_FLAGS)
             if factory[key].value and option not in known]

@@ -68,6 +68,7 @@ class PoolSettings(NamedTuple):
     wrapper: str = ""
     wrapper_input: tuple[Path, ...] = ()
     task_wrapper: str = ""
+    poncho_env: str = ""
     blocked_hosts: tuple[str, ...] = ()
     options: Mapping[str, object] = {}
     blocks: Mapping[str, str] = {}
@@ -83,7 +84,8 @@ class PoolSettings(NamedTuple):
 class Settings:
     """All the factory acts on. ``sourced``: every value as given, with its origin; those of a pool under
     ``pool.NAME.key``. ``label``: what an unnamed factory is called after. ``classic``: the manager given by
-    its address is of the C implementation. ``notes``: what the user should know."""
+    its address is of the C implementation. ``notes``: what the user should know. ``log_file``: of the log lines
+    besides stderr; it is moved away at ``log_file_bytes``, 0 = never."""
 
     factory_name: str
     target: Target
@@ -108,6 +110,8 @@ class Settings:
     tasks_per_worker: int = 0
     leave: bool = False
     label: str = ""
+    log_file: str = ""
+    log_file_bytes: int = 0
     sourced: Mapping[str, Sourced] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
