@@ -42,24 +42,29 @@ def _options(parser: argparse.ArgumentParser, without: frozenset[str] = frozense
             continue
         value = "" if action.nargs == 0 else f" \\fI{_roff(str(action.metavar or action.dest).upper())}\\fR"
         names = ", ".join(f"\\fB{_roff(name)}\\fR{value}" for name in action.option_strings) or value.strip()
-        lines += [".TP", names, _roff(action.help or "")]
+        lines += [".TP", names, _roff(_help(parser, action))]
     return lines
 
 
+def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """The help text as argparse shows it, with defaults filled in."""
+    return parser._get_formatter()._expand_help(action) if action.help else ""
+
+
 def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("%%", "%")
+    text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\\&" + text if text[:1] in (".", "'") else text
 
 
 def completion(shell: str, main: argparse.ArgumentParser, commands: Parsers) -> str:
     """A script for ``shell``, one of `SHELLS`."""
-    words = {"": _words(main), **{name: _words(parser) for name, parser in commands.items()}}
+    words = {"": _words(main), "run": _words(main), **{name: _words(parser) for name, parser in commands.items()}}
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](words)
 
 
 def _words(parser: argparse.ArgumentParser) -> dict[str, str]:
     """Options and what they mean."""
-    return {name: (action.help or "").replace("%%", "%") for action in parser._actions
+    return {name: _help(parser, action) for action in parser._actions
             if action.help is not argparse.SUPPRESS for name in action.option_strings}
 
 

@@ -70,13 +70,36 @@ def test_bash_completes_commands_and_options(words: list[str], expected: set[str
     assert set(done.stdout.split()) == expected
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_other_shells_accept_their_scripts(shell: str, tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    script.write_text(manpage.completion(shell, cli._parser(), cli.parsers()))
-    assert "--min-workers" in script.read_text() or "min-workers" in script.read_text()
-    if shutil.which(shell) is not None:
-        subprocess.run([shell, "-n", str(script)], timeout=TIMEOUT_S, check=True)
+# What the shell's own completion would offer, "word<TAB or :>meaning" per line.
+ASK = {"fish": "source {script}; complete -C '{line}'",
+       "zsh": "compdef() {{ }}; _files() {{ }}; compadd() {{ print -l -- ${{(P)2}} }}; "
+              "_describe() {{ print -l -- ${{(P)2}} }}; "
+              "source {script}; words=({line} ''); CURRENT=$(( ${{#words}} - 1 )); _vine_factory"}
+
+
+@pytest.mark.parametrize("shell", sorted(ASK))
+@pytest.mark.parametrize(("line", "offered"), [
+    ("vine_factory dr", "drain"), ("vine_factory ru", "run"), ("vine_factory drain --w", "--wait"),
+    ("vine_factory --min-w", "--min-workers"), ("vine_factory run --min-w", "--min-workers"),
+    ("vine_factory simulate --see", "--seed")])
+def test_the_other_shells_complete_commands_and_options(shell: str, line: str, offered: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    (script := tmp_path / "script").write_text(manpage.completion(shell, cli._parser(), cli.parsers()))
+    done = subprocess.run([shell, "-c", ASK[shell].format(script=script, line=line)], capture_output=True, text=True,
+                          timeout=TIMEOUT_S, check=False, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0 and done.stderr == "", done
+    found = dict(re.split("[:\t]", text, maxsplit=1) if re.search("[:\t]", text) else (text, "")
+                 for text in done.stdout.splitlines())
+    assert offered in found and "%(" not in done.stdout
+    if offered == "--seed":
+        assert re.search(r"default: \d", found[offered])
+
+
+@pytest.mark.parametrize("shell", manpage.SHELLS)
+def test_the_script_of_every_shell_knows_every_option(shell: str) -> None:
+    script = manpage.completion(shell, cli._parser(), cli.parsers())
+    assert all(re.search(rf"\b{name}\b", script) for name in cli.OPTIONS)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
