@@ -188,7 +188,7 @@ def batch_systems() -> str:
     names: dict[str, list[str]] = {name: [name] for name in registry.usable()}
     for alias, name in registry.ALIASES.items():
         names.get(name, []).append(alias)
-    return table(("`batch`", "", "worker and key", "managers are found by", "pass every", "its options"), [
+    return table(("`batch`", "", "worker and key", "managers are found by", "looked at every", "its options"), [
         (", ".join(f"`{one}`" for one in known), (driver := registry.DRIVERS[name]).title, driver.deliver,
          registry.MANAGERS[driver.deliver], f"{driver.period_s:g} s",
          f"`[pool.NAME.{driver.table}]`" if driver.options else "none") for name, known in names.items()])

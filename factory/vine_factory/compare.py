@@ -21,6 +21,7 @@ from vine_factory.core import FactoryCore
 from vine_factory.dayworld import PERIOD_S, Day, DayJob, Site, Totals
 from vine_factory.demand import BUSY, IDLE, Demand, Group, WorkerFacts
 from vine_factory.events import Accepted, Action, CancelJobs, Observed, RetireAnswered, RetireWorkers, SubmitJobs
+from vine_factory.looks import Looks
 from vine_factory.published import all_there, published
 from vine_factory.readings import Known
 from vine_factory.trace import Work, bursty_day, parse
@@ -45,27 +46,53 @@ class Row(NamedTuple):
 
 
 class Ours:
-    """The real core as one who scales a day."""
+    """The real core as one who scales a day. ``period_s``: between passes; ``looks`` at the batch system and
+    ``orders`` to it, so far."""
 
-    def __init__(self, day: Day) -> None:
+    def __init__(self, day: Day, manager_period_s: float = defaults.MANAGER_PERIOD_S) -> None:
         numbers = itertools.count(1)
         self._day = day
+        self.looks = self.orders = 0
+        self._schedule = Looks()
+        self._listing: Known[tuple[JobStatus, ...]] = Known((), float("-inf"))
         self._offers = Resources(day.site.cores, _MB * day.site.cores, _MB * day.site.cores, 0)
-        self._core = FactoryCore(_settings(day.site, self._offers), {POOL: 0.0}, lambda: f"sim-{next(numbers)}")
+        settings = _settings(day.site, self._offers, manager_period_s)
+        self.period_s = settings.pass_s
+        self._core = FactoryCore(settings, {POOL: 0.0}, lambda: f"sim-{next(numbers)}")
 
     def scale(self) -> None:
-        """One pass."""
+        """A pass, with the managers' answers of the moment and the last look at the batch system; then the looks that
+        are due, each of which is followed by a pass when it has shown something new."""
+        while self._pass():
+            pass
+
+    def _pass(self) -> bool:
         day = self._day
         while day.lately_ended and day.now - (day.lately_ended[0].ended_at or 0.0) > defaults.ENDED_KEPT_S:
             day.lately_ended.popleft()
-        listing = tuple(map(self._status, [*day.jobs.values(), *day.lately_ended]))
-        observed = Observed({MANAGER: Known(self._demand(), day.now)}, Known(1, day.now),
-                            {POOL: Known(listing, day.now)})
+        observed = Observed({MANAGER: Known(self._demand(), day.now)}, Known(1, day.now), {POOL: self._listing})
         self._act(self._core.handle(observed, day.now))
+        return self._look()
+
+    def _look(self) -> bool:
+        day, before = self._day, self._listing
+        if not self._schedule.due(day.now, PERIOD_S):
+            return False
+        self._schedule.asked(day.now)
+        self.looks += 1
+        listing = tuple(map(self._status, [*day.jobs.values(), *day.lately_ended]))
+        self._listing = Known(listing, day.now)
+        if before.at > float("-inf") and _states(listing) == _states(before.value):
+            return False
+        self._schedule.changed()
+        return True
 
     def _act(self, actions: Sequence[Action]) -> None:
         day = self._day
         for action in actions:
+            if isinstance(action, SubmitJobs | CancelJobs):
+                self._schedule.want()
+                self.orders += 1
             if isinstance(action, SubmitJobs):
                 for name in action.intent_ids:
                     day.submit(name)
@@ -103,10 +130,14 @@ class Ours:
         return Demand("m", "day", day.waiting_tasks, day.running_tasks, day.waiting_tasks, tuple(groups), workers, ())
 
 
-def _settings(site: Site, offers: Resources) -> Settings:
+def _states(listing: Sequence[JobStatus]) -> set[tuple[JobTag, BatchState]]:
+    return {(status.tag, status.state) for status in listing}
+
+
+def _settings(site: Site, offers: Resources, manager_period_s: float) -> Settings:
     given: dict[str, object] = {"batch-type": "local", "min-workers": 0, "max-workers": site.maximum,
-                                "factory-period": PERIOD_S, "cores": offers.cores, "memory": offers.memory_mb,
-                                "disk": offers.disk_mb}
+                                "factory-period": PERIOD_S, "manager-period": manager_period_s, "cores": offers.cores,
+                                "memory": offers.memory_mb, "disk": offers.disk_mb}
     return config.build({key: Sourced(config.check_value(key, value, "simulation"), "simulation")
                          for key, value in given.items()}, config.FileValues(), host="m", port=1, machine=offers)
 
@@ -114,16 +145,18 @@ def _settings(site: Site, offers: Resources) -> Settings:
 def compare(works: Sequence[Work], site: Site, seed: int) -> list[Row]:
     """The same day under each way to scale; the last row is what nobody can do better."""
     per_worker = max(1, round(site.cores * len(works) / max(1, sum(work.cores for work in works))))
-    policies: tuple[tuple[str, Callable[[Day], Callable[[], None]]], ...] = (
-        ("ours", lambda day: Ours(day).scale),
-        ("published", lambda day: lambda: published(day)),
-        ("published, tuned", lambda day: lambda: published(day, 0, per_worker)),
-        ("knows the future", lambda day: lambda: all_there(day)))
-    rows = []
-    for name, make in policies:
-        day = Day(works, site, seed)
-        rows.append(row(name, day.run(make(day)), works[0].arrives_s if works else 0.0, exact=make is policies[-1][1]))
-    return rows
+    policies: tuple[tuple[str, Callable[[Day], Totals]], ...] = (
+        ("ours", _ours),
+        ("published", lambda day: day.run(lambda: published(day))),
+        ("published, tuned", lambda day: day.run(lambda: published(day, 0, per_worker))),
+        ("knows the future", lambda day: day.run(lambda: all_there(day))))
+    start_s = works[0].arrives_s if works else 0.0
+    return [row(name, run(Day(works, site, seed)), start_s, exact=run is policies[-1][1]) for name, run in policies]
+
+
+def _ours(day: Day) -> Totals:
+    ours = Ours(day)
+    return day.run(ours.scale, ours.period_s)
 
 
 def row(policy: str, totals: Totals, start_s: float, *, exact: bool = False) -> Row:

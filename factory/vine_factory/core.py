@@ -159,8 +159,8 @@ class FactoryCore:
         for job in changes.connected:
             self.pools[job.pool].health.connected(job.created_at)
             if job.ours:
-                # It happened somewhere in the period before this pass.
-                self.pools[job.pool].startup.note(now - job.created_at - self.settings.period_s / 2)
+                # It happened somewhere in the period before the manager was asked.
+                self.pools[job.pool].startup.note(now - job.created_at - self.settings.manager_period_s / 2)
         for job in changes.preempted:
             self.pools[job.pool].health.preempted += 1
         notes: list[Action] = []

@@ -94,11 +94,11 @@ class Day:
         """Tasks on workers."""
         return sum(job.running for job in self.jobs.values())
 
-    def run(self, scale: Callable[[], None]) -> Totals:
+    def run(self, scale: Callable[[], None], period_s: float = PERIOD_S) -> Totals:
         """The whole day: ``scale`` is called once per period, until all tasks are done and no job is left."""
         for work in self._works:
             self._at(work.arrives_s, lambda work=work: self._arrives(work))  # type: ignore[misc]
-        self._at(0.0, lambda: self._period(scale))
+        self._at(0.0, lambda: self._period(scale, period_s))
         while self._events:
             self.now, _, act = heapq.heappop(self._events)
             act()
@@ -139,10 +139,10 @@ class Day:
         self.totals.jobs += 1
         self.totals.peak = max(self.totals.peak, len(self.jobs))
 
-    def _period(self, scale: Callable[[], None]) -> None:
+    def _period(self, scale: Callable[[], None], period_s: float) -> None:
         scale()
         if self._left or (self.jobs and not self.patient):
-            self._at(self.now + PERIOD_S, lambda: self._period(scale))
+            self._at(self.now + period_s, lambda: self._period(scale, period_s))
 
     def _arrives(self, work: Work) -> None:
         for free in range(work.cores, self.site.cores + 1):  # the fullest worker that has room

@@ -204,7 +204,7 @@ def _situation(pool: PoolSettings, state: PoolState, counts: _Counts, wanted: in
     minimum, maximum = _jobs(pool.minimum, pool), pool.maximum // pool.workers_per_job
     window_s = max(settings.retire_after_s, min(usual_s or 0.0, defaults.WINDOW_STARTUP_MAX_S))
     # Ends with the pass that is nearest to its end, not with the next one: an idle fleet for half a period is dear.
-    state.recent.window_s = max(0.0, window_s - settings.period_s / 2)
+    state.recent.window_s = max(0.0, window_s - settings.pass_s / 2)
     if blind:
         state.recent.forget()
     else:

@@ -6,7 +6,13 @@ from __future__ import annotations
 LOCAL_PERIOD_S = 1.0
 """Pass period for local processes: looking costs a few reads of /proc, and people watch it."""
 BATCH_PERIOD_S = 30.0
-"""Pass period for real batch systems: the published value, and what schedulers tolerate from one user."""
+"""Period of looks at real batch systems: the published value, and what schedulers tolerate from one user."""
+MANAGER_PERIOD_S = 10.0
+"""Managers are asked this often where batch systems are looked at less often: it costs a manager milliseconds, and
+tasks wait for it."""
+LOOKS_AGAIN = 1
+"""A look at a batch system that shows something new is followed by another one at once, once per period: jobs that
+start and fail at once are seen, and a fleet in which something happens all the time is not looked at all the time."""
 MIN_PASS_GAP_S = 0.1
 """Two passes are at least so far apart, so that a burst of changed readings costs one pass, not one each."""
 STOP_AGAIN_S = 1.0

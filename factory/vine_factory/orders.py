@@ -66,7 +66,7 @@ class Orders:
         elif name == "adopt":
             known = frozenset(job.intent_id for job in self._core.fleet.live())
             self._adoptions.append(_Adoption(self._clock(), known, reply))
-            self._pools.poll()
+            self._pools.look()
         elif name == "logs":
             self._logs(order, reply)
         else:

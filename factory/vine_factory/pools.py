@@ -1,6 +1,7 @@
 """The pools of a running factory: one driver thread each.
 
-Owns which drivers there are, what each was made with, and submissions that wait until a manager's address is known.
+Owns which drivers there are, what each was made with, submissions that wait until a manager's address is known, and the
+listings.
 Called from the loop only; everything that may block is done in the drivers' threads. Must not decide how many.
 """
 
@@ -19,6 +20,7 @@ from vine_factory.command import Delivery, job_request
 from vine_factory.config import PoolSettings, Settings
 from vine_factory.events import Event, Refused
 from vine_factory.home import Home, plain_name
+from vine_factory.looks import Looks
 from vine_factory.readings import Reading, Unknown
 
 Listing = Reading[tuple[JobStatus, ...]]
@@ -57,6 +59,7 @@ class Pools:
         self._batches: dict[str, str] = {}
         self._waiting: dict[str, list[str]] = {}  # pool -> intents that wait for an address
         self._listings: dict[str, Listing] = {}
+        self._looks: dict[str, Looks] = {}
 
     def serve(self, pools: Sequence[PoolSettings], excluded: Mapping[str, Collection[str]]) -> None:
         """Have a driver for exactly these pools, each with its present options. ``excluded``: hosts, by pool."""
@@ -64,12 +67,14 @@ class Pools:
             self._drivers.pop(name).close(0)
             del self._batches[name]
             del self._places[name]
+            del self._looks[name]
             self._listings.pop(name, None)
         for pool in pools:
             place = place_of(self._home, pool, sorted(excluded.get(pool.name, ())))
             if pool.name not in self._drivers:
                 self._drivers[pool.name] = BatchDriver(pool.name, self._maker(pool, place), self._home.factory_id,
                                                        self._post, self._listed, self._clock)
+                self._looks[pool.name] = Looks()
             elif place != self._places[pool.name]:
                 # The directory stays: that of the jobs that are there.
                 place = place._replace(directory=self._places[pool.name].directory)
@@ -92,6 +97,7 @@ class Pools:
             return [job_request(settings, pool, JobTag(self._home.factory_id, pool.name, intent), delivery, managers)
                     for intent in intents]
         self._drivers[pool.name].submit(intents, compose)
+        self._looks[pool.name].want()
 
     def submit_waiting(self, settings: Settings, managers: tuple[str, ...], stopping: bool) -> None:
         """Submit what waited for an address, or give it up at the end."""
@@ -115,6 +121,7 @@ class Pools:
                    if intent not in held]
         if handles and pool in self._drivers:
             self._drivers[pool].cancel(handles, force)
+            self._looks[pool].want()
 
     def describe(self, pool: str, handle: JobHandle, reply: Callable[[Mapping[str, object]], None]) -> bool:
         """Have a job described: ``reply`` gets {"job": ...} or {"error": ...}. False when there is no such pool."""
@@ -124,10 +131,23 @@ class Pools:
         driver.describe(handle, reply)
         return True
 
-    def poll(self) -> None:
-        """Ask all for a listing, but those that are asked already."""
-        for driver in self._drivers.values():
-            driver.poll()
+    def poll(self, now: float, period_s: float, always: bool = False) -> None:
+        """Ask those for a listing of which one is due; with ``always`` all, but those that are asked already."""
+        for name, driver in self._drivers.items():
+            if (always or self._looks[name].due(now, period_s)) and driver.poll():
+                self._looks[name].asked(now)
+
+    def look(self) -> None:
+        """Have a listing of all that is not older than this."""
+        for name, driver in self._drivers.items():
+            self._looks[name].want()
+            if driver.poll():
+                self._looks[name].asked(self._clock())
+
+    def changed(self, pool: str) -> None:
+        """The last listing of a pool has shown something new."""
+        if pool in self._looks:
+            self._looks[pool].changed()
 
     def poll_children(self) -> None:
         """A process of ours has ended: ask those whose jobs are such processes. To the others it says nothing, for it

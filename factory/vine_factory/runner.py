@@ -172,7 +172,7 @@ class Runner:
         for link in self._links.all():
             link.standings = standings
         self._record(now)
-        self._poll_all()
+        self._pools.poll(now, self._core.settings.period_s, always=bool(self._core.stopping))
         self._orders.after_pass()
         jobs, pools = len(self._core.fleet.live()), len(self._core.settings.pools)
         self._notifier.passed(self._core.stopping or f"{jobs} jobs, {pools} pools, {len(self._core.views)} managers")
@@ -185,7 +185,7 @@ class Runner:
         while True:
             now = self.clock()
             self._notifier.alive(now)
-            period = defaults.STOP_PERIOD_S if self._core.stopping else self._core.settings.period_s
+            period = defaults.STOP_PERIOD_S if self._core.stopping else self._core.settings.pass_s
             due = self._last_pass + (defaults.MIN_PASS_GAP_S if self._woken else period)
             if now >= due and self._inbox.empty():
                 return
@@ -275,13 +275,12 @@ class Runner:
             discovery = self._discovered
         return Observed(managers, discovery, self._pools.readings(now))
 
-    def _poll_all(self) -> None:
-        self._pools.poll()
-
     def _on_listing(self, pool: str, reading: Reading[tuple[JobStatus, ...]]) -> None:
         def take() -> None:
             before = self._pools.take(pool, reading)
-            self._woken = self._woken or _listing_key(before) != _listing_key(reading)
+            if _listing_key(before) != _listing_key(reading):
+                self._pools.changed(pool)
+                self._woken = True
         self._inbox.put(take)
 
     def _excluded_hosts(self) -> dict[str, set[str]]:
@@ -325,10 +324,10 @@ class Runner:
         if found.classic:
             return ClassicLink(found.key, found.address.hosts, found.address.port, found.address.use_tls,
                                [pool.shape for pool in settings.pools], _rules(settings), settings.factory_name,
-                               settings.period_s, self._on_demand, self._inbox.put, self.clock)
+                               settings.manager_period_s, self._on_demand, self._inbox.put, self.clock)
         return ManagerLink(found.key, found.address, self._secret, [pool.shape for pool in settings.pools],
                            settings.factory_name, self._home.factory_id, self._core.standings(self.clock()),
-                           settings.period_s, self._on_demand, self._inbox.put, self.clock)
+                           settings.manager_period_s, self._on_demand, self._inbox.put, self.clock)
 
     # ----------------------------------------------------------------------------------------------- act
 

@@ -8,8 +8,9 @@ from collections import deque
 import pytest
 
 from taskvine_core.errors import ConfigError
+from vine_factory import defaults
 from vine_factory.cli import main
-from vine_factory.compare import compare
+from vine_factory.compare import Ours, compare
 from vine_factory.dayworld import PERIOD_S, Day, Site
 from vine_factory.published import all_there, published
 from vine_factory.trace import Work, bursty_day, parse, text
@@ -26,6 +27,21 @@ def test_ours_makes_tasks_wait_half_as_long_as_the_published_one_and_pays_no_mor
     assert ours.mean_wait_s < tuned.mean_wait_s + PERIOD_S / 2     # which keeps five times as much idle for it
     assert best.mean_wait_s <= ours.mean_wait_s and best.core_hours < ours.core_hours
     assert ours.peak <= Site().maximum
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_managers_that_are_asked_more_often_make_tasks_start_earlier_and_the_batch_system_is_not_asked_more_often(
+        seed: int) -> None:
+    waits, looks = {}, {}
+    for period_s in (PERIOD_S, defaults.MANAGER_PERIOD_S):
+        day = Day(bursty_day(seed), Site(), seed)
+        ours = Ours(day, period_s)
+        totals = day.run(ours.scale, ours.period_s)
+        waits[period_s], looks[period_s] = sum(totals.waits_s) / len(totals.waits_s), ours.looks
+        assert ours.looks <= totals.makespan_s / PERIOD_S * (1 + defaults.LOOKS_AGAIN) + ours.orders
+    assert waits[defaults.MANAGER_PERIOD_S] < 0.95 * waits[PERIOD_S]
+    # But for the looks after own submissions, which come in smaller portions.
+    assert looks[defaults.MANAGER_PERIOD_S] < 1.2 * looks[PERIOD_S]
 
 
 def test_the_same_seed_is_the_same_day_and_another_one_is_not() -> None:

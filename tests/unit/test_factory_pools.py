@@ -100,7 +100,7 @@ def test_a_batch_system_that_hangs_holds_up_neither_the_loop_nor_the_other_pools
     bench.pools.serve(made.pools, {})
     for pool in made.pools:
         bench.pools.submit(made, pool, (f"{pool.name}-1",), ())
-    bench.pools.poll()
+    bench.pools.poll(time.time(), 30.0)
     bench.pools.cancel("hung", [("hung-1", "")], False)
     bench.pools.readings(time.time())
     assert time.monotonic() - started < LOOP_S
@@ -156,7 +156,7 @@ def test_a_driver_that_cannot_be_made_is_an_unknown_listing_and_a_refusal(bench:
     (tmp_path / "file").write_text("")
     made = settings("good", directory=str(tmp_path / "file"))
     bench.pools.serve(made.pools, {})
-    bench.pools.poll()
+    bench.pools.poll(time.time(), 30.0)
     _, listing = bench.listings.get(timeout=PATIENCE_S)
     assert not isinstance(listing, Known)
 
@@ -164,7 +164,7 @@ def test_a_driver_that_cannot_be_made_is_an_unknown_listing_and_a_refusal(bench:
 def test_a_pool_that_is_gone_has_no_driver_any_more(bench: Bench) -> None:
     made = settings("good", "other")
     bench.pools.serve(made.pools, {})
-    bench.pools.poll()
+    bench.pools.poll(time.time(), 30.0)
     for _ in made.pools:
         bench.pools.take(*bench.listings.get(timeout=PATIENCE_S))
     bench.pools.serve(made.pools[:1], {})

@@ -116,7 +116,7 @@ def test_what_nobody_gave_is_shown_as_what_it_became(read: Read) -> None:
     sourced = read(SITE).sourced
     assert sourced["pool.big.disk"] == Sourced(64 * 1024, "default")
     assert sourced["pool.big.max-workers"] == Sourced(100, "default")
-    assert sourced["factory-period"] == Sourced(1.0, "default")
+    assert sourced["factory-period"] == sourced["manager-period"] == Sourced(1.0, "default")
 
 
 @pytest.mark.parametrize(("batch", "deliver", "managers"), [

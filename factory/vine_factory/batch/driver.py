@@ -44,11 +44,13 @@ class BatchDriver:
         self._thread = threading.Thread(target=self._run, name=f"batch-{pool}", daemon=True)
         self._thread.start()
 
-    def poll(self) -> None:
-        """Ask for a listing, unless one is asked for already."""
-        if self._poll_asked_at is None:
-            self._poll_asked_at = self._clock()
-            self._calls.put(self._poll)
+    def poll(self) -> bool:
+        """Ask for a listing, unless one is asked for already; returns False then."""
+        if self._poll_asked_at is not None:
+            return False
+        self._poll_asked_at = self._clock()
+        self._calls.put(self._poll)
+        return True
 
     def silent_since(self) -> float | None:
         """When the open poll was asked for (seconds), None when there is none."""

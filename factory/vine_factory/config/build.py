@@ -42,10 +42,12 @@ def build(command_line: Mapping[str, Sourced], file: FileValues, *, host: str, p
     pools = tuple(_Pool(table, file, values, sourced, machine).settings() for table in tables)
     _check_defaults(file.defaults)
     period = _float(values, "factory-period") or min(registry.DRIVERS[pool.batch].period_s for pool in pools)
+    asking = _float(values, "manager-period") or min(period, defaults.MANAGER_PERIOD_S)
     sourced["factory-period"] = values["factory-period"]._replace(value=period)
+    sourced["manager-period"] = values["manager-period"]._replace(value=asking)
     return Settings(
         factory_name=_str(values, "factory-name"), target=Target(host, port, "" if host else regex or EVERYBODY),
-        pools=pools, period_s=period, factory_timeout_s=_float(values, "factory-timeout"),
+        pools=pools, period_s=period, manager_period_s=asking, factory_timeout_s=_float(values, "factory-timeout"),
         retire_after_s=_float(values, "retire-after"), manager_gone_s=_float(values, "manager-gone"),
         unconnected_s=_float(values, "connect-timeout"), drain_grace_s=_float(values, "drain-grace"),
         password=_str(values, "password"), ssl=bool(values["ssl"].value),

@@ -83,14 +83,16 @@ class PoolSettings(NamedTuple):
 @dataclass(frozen=True)
 class Settings:
     """All the factory acts on. ``sourced``: every value as given, with its origin; those of a pool under
-    ``pool.NAME.key``. ``label``: what an unnamed factory is called after. ``classic``: the manager given by
-    its address is of the C implementation. ``notes``: what the user should know. ``log_file``: of the log lines
-    besides stderr; it is moved away at ``log_file_bytes``, 0 = never."""
+    ``pool.NAME.key``. ``period_s``: between looks at batch systems, ``manager_period_s``: between questions to a
+    manager. ``label``: what an unnamed factory is called after. ``classic``: the manager given by its address is of the
+    C implementation. ``notes``: what the user should know. ``log_file``: of the log lines besides stderr; it is moved
+    away at ``log_file_bytes``, 0 = never."""
 
     factory_name: str
     target: Target
     pools: tuple[PoolSettings, ...]
     period_s: float
+    manager_period_s: float
     factory_timeout_s: float
     retire_after_s: float
     manager_gone_s: float
@@ -119,6 +121,11 @@ class Settings:
     def origins(self) -> dict[str, str]:
         """Where each value came from."""
         return {key: sourced.origin for key, sourced in self.sourced.items()}
+
+    @property
+    def pass_s(self) -> float:
+        """Seconds between passes in which nothing happens."""
+        return min(self.period_s, self.manager_period_s)
 
     def pool(self, name: str) -> PoolSettings | None:
         """The pool of that name, None when there is none (any more)."""
