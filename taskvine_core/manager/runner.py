@@ -45,6 +45,8 @@ FLUSH_LIMIT = 4_000
 FLUSH_BACKLOG = 40_000
 #: How long close() waits for the last messages to be written.
 CLOSE_PATIENCE_S = 5.0
+#: So many events of the program may wait for the background thread.
+AHEAD_MAX = 2000
 
 
 @dataclass
@@ -157,6 +159,18 @@ class ManagerRunner:
         if self._sleeping:
             self._sleeping = False
             self._net.wake()
+
+    def keep_pace(self) -> None:
+        """Wait when the program is far ahead of the background thread: what is not taken in yet takes memory that is
+        not given back.
+
+        Raises:
+            UsageError: the manager is closed.
+        """
+        if self._closing:
+            raise UsageError("the manager is closed", hint="make a new Manager")
+        if len(self._commands) > AHEAD_MAX and self._thread.is_alive():
+            self.call(lambda core, now: None)
 
     def call(self, fn: Callable[[ManagerCore, float], T]) -> T:
         """Run ``fn(core, now)`` in the background thread after everything posted before; returns its value."""

@@ -37,7 +37,7 @@ class WaitingMixin(ManagerBase):
 
         Raises:
             UsageTypeError: not a Task.
-            UsageError: (a ValueError) it was submitted before, or its description is invalid.
+            UsageError: (a ValueError) it was submitted before, its description is invalid, or the manager is closed.
         """
         if not isinstance(task, Task):
             raise UsageTypeError(f"task must be a Task, not {task!r}")
@@ -45,10 +45,11 @@ class WaitingMixin(ManagerBase):
             raise UsageError(f"task {task._id} was submitted before", hint="make a new Task, or use task.clone()")
         if self._home.dropped or self._home.unneeded:
             self._sweep()
+        runner = self._runner
+        runner.keep_pace()
         task._manager = self  # type: ignore[assignment]
         task.submit_finalize()
         spec = task.freeze()
-        runner = self._runner
         task_id = runner.new_task_id()
         self._tasks[task_id] = task
         task._id = task_id
