@@ -1,14 +1,8 @@
 """Submitting, listing and cancelling many jobs on a real batch system: what a factory's pass costs there.
 
-    python bench/bench_batch.py --system condor [--count 1000] [--repeat 3] [--client bindings]
+    python bench/bench_batch.py --system condor [--count 1000] [--repeat 3] [--client bindings] [--array-size 500]
 
 The jobs ask for what no machine has, so that the figures are those of the queue and not of starting processes.
-A batch system of its own is started as the tests do. ``value``: seconds from the first call to the last job gone.
-    finally:
-        cluster.down()
-
-
-@contextlib.contextmanager
 A pool or cluster of its own is started as the tests do. ``value``: seconds from the first call to the last job gone.
 """
 
@@ -74,6 +68,25 @@ def grid_engine(factory_id: str, options: Mapping[str, object]) -> Iterator[Call
 
 
 @contextlib.contextmanager
+def commands(factory_id: str, options: Mapping[str, object]) -> Iterator[Callable[[Path], BatchSystem]]:
+    """A Grid Engine, and how to make a client of it that runs its commands."""
+    from clusters.gridengine import GridEngine
+
+    from vine_factory.batch.command import CommandBatch
+    from vine_factory.batch.command_options import OPTIONS
+    from vine_factory.batch.place import Place
+    from vine_factory.batch.schema import check_options
+
+    cluster = GridEngine()
+    try:
+        os.environ.update(cluster.up())
+        checked = check_options({"system": "sge", "extra-directives": ["-h"], **options}, OPTIONS, "bench")
+        yield lambda directory: CommandBatch(Place(factory_id, "bench", directory, checked))
+    finally:
+        cluster.down()
+
+
+@contextlib.contextmanager
 def slurm(factory_id: str, options: Mapping[str, object]) -> Iterator[Callable[[Path], BatchSystem]]:
     """A cluster, and how to make a client of it."""
     from clusters.slurm import Cluster
@@ -92,7 +105,7 @@ def slurm(factory_id: str, options: Mapping[str, object]) -> Iterator[Callable[[
         cluster.down()
 
 
-SYSTEMS: dict[str, System] = {"condor": condor, "drmaa": grid_engine, "slurm": slurm}
+SYSTEMS: dict[str, System] = {"condor": condor, "drmaa": grid_engine, "sge": commands, "slurm": slurm}
 
 
 def measure(client: BatchSystem, factory_id: str, count: int) -> dict[str, float]:
@@ -128,10 +141,13 @@ def main() -> None:
     options.add_argument("--system", choices=sorted(SYSTEMS), required=True)
     options.add_argument("--count", type=int, default=1000)
     options.add_argument("--client", default="", help="HTCondor: bindings or tools; Slurm: pyslurm or tools")
+    options.add_argument("--array-size", type=int, default=0, help="sge: so many jobs in one array at most")
     given = options.parse_args()
     report = Report("batch", "s", "limited by the batch system only")
     factory_id = f"bench{os.getpid()}"
-    chosen = {"client": given.client} if given.client else {}
+    chosen: dict[str, object] = {"client": given.client} if given.client else {}
+    if given.array_size:
+        chosen["array-size"] = given.array_size
     rounds = []
     with SYSTEMS[given.system](factory_id, chosen) as make, tempfile.TemporaryDirectory() as scratch:
         for number in range(given.repeat):
@@ -142,7 +158,7 @@ def main() -> None:
                 client.close()
     medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     report.emit(medians["all"], None, None, {"system": given.system, "client": given.client, "jobs": given.count,
-                                             **medians, "runs": [one["all"] for one in rounds]})
+                                             "array_size": given.array_size, **medians, "runs": [one["all"] for one in rounds]})
 
 
 if __name__ == "__main__":

@@ -64,6 +64,9 @@ def of_pool(preview: Preview, pool: PoolSettings, offline: bool) -> Iterator[Fin
     yield from _wrapper(pool)
     yield from _package(pool)
     yield from _managers(preview, pool)
+    if not pool.excludes_hosts:
+        yield Finding(NOTE, "hosts", "the batch system cannot be told to avoid single hosts: a job that starts on one "
+                                     "that is to be avoided leaves at once, and counts as a fault")
     rendered = list(_tried("render", lambda: ", ".join(preview.texts(pool))))
     yield from rendered
     if rendered[0].level != OK:

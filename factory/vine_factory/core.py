@@ -178,8 +178,8 @@ class FactoryCore:
         state = self.pools[job.pool]
         notes = self._against(job, HOST_FAULTS.get(kind, 0.0), words, now)
         first = state.health.total.get(kind, 0) == 0
-        tripped = state.health.fault(kind, job.created_at, words, now, job.host,
-                                     charged=not job.host or job.host not in state.hosts.excluded(now))
+        avoided = job.host and job.host in state.hosts.excluded(now) and self._excludes(job.pool)
+        tripped = state.health.fault(kind, job.created_at, words, now, job.host, charged=not avoided)
         if not (first or tripped):
             return notes
         where = f" on {job.host}" if job.host else ""
@@ -195,11 +195,20 @@ class FactoryCore:
         until = state.hosts.bad(job.host, weight, now) if job.host and weight else None
         if until is None:
             return []
-        state.health.forgive(job.host)
         self.fleet.note_hosts(state.hosts.rows(job.pool, [job.host]))
-        return [self._note("host", f"{job.pool}: no more workers on host {job.host} for {until - now:.0f} s: workers "
-                           f"end there while others do well; the last one: {words}", pool=job.pool, host=job.host,
-                           until=until, said=words)]
+        what = f"no more workers on host {job.host} for {until - now:.0f} s"
+        if self._excludes(job.pool):
+            state.health.forgive(job.host)
+        else:
+            what = (f"host {job.host} is bad, and the batch system cannot be told to avoid it: tell the site; jobs "
+                    f"that start there leave at once for {until - now:.0f} s, and count as faults of the pool")
+        return [self._note("host", f"{job.pool}: {what}: workers end there while others do well; the last one: {words}",
+                           pool=job.pool, host=job.host, until=until, said=words)]
+
+    def _excludes(self, name: str) -> bool:
+        """Does it help to name a bad host to the pool's batch system?"""
+        pool = self.settings.pool(name)
+        return pool is None or pool.excludes_hosts
 
     def _tell_changes(self, changes: Changes) -> list[Action]:
         notes: list[Action] = []

@@ -55,7 +55,7 @@ def _record(core: FactoryCore, pool: PoolSettings, listing: Listing | None, now:
                                           "retry_at": breaker.retry_at if breaker.level > 0 else None,
                                           "last_words": breaker.last_words}
                              for kind, breaker in health.kinds.items()}},
-        "excluded_hosts": list(state.hosts.excluded(now))}
+        "excluded_hosts": list(state.hosts.excluded(now)), "excludes_hosts": pool.excludes_hosts}
 
 
 def _managers(core: FactoryCore) -> list[dict[str, Any]]:

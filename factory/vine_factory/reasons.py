@@ -139,7 +139,11 @@ def _about_health(record: Mapping[str, Any]) -> Iterator[str]:
     if health["last_words"] and not health["tripped"] and not record["jobs"]["connected"]:
         yield f"workers have failed before; last words: {_last_lines(health['last_words'])}"
     if record["excluded_hosts"]:
-        yield f"workers end at once on these hosts, which get none for a while: {', '.join(record['excluded_hosts'])}"
+        hosts = ", ".join(record["excluded_hosts"])
+        # A record of before this was told has no such key.
+        yield f"workers end at once on these hosts, which get none for a while: {hosts}" \
+            if record.get("excludes_hosts", True) else \
+            f"workers end at once on these hosts, and the batch system cannot be told to avoid them: {hosts}"
 
 
 def _about_tasks(record: Mapping[str, Any]) -> Iterator[str]:

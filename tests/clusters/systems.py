@@ -32,7 +32,7 @@ class System(NamedTuple):
         listing: what a person types to see the jobs; ``version``: to see which version it is.
         daemon_off: context manager during which nobody can submit or ask; jobs go on.
         bad: lines of a pool's options with which its jobs never start; ``bad_words``: what the system says to that.
-        submit_tool: program that submits, "" where a library does; ``one_by_one``: it is run for each job.
+        submit_tool: program that submits, "" where a library does.
         end: argument lists that end all jobs.
     """
 
@@ -51,7 +51,6 @@ class System(NamedTuple):
     bad_words: str
     submit_tool: str
     end: tuple[tuple[str, ...], ...]
-    one_by_one: bool = False
 
     def pool(self, name: str, more: str = "", options: str = "") -> str:
         """A pool of a site file. ``more``: lines of the pool, ``options``: of its batch system."""
@@ -149,7 +148,6 @@ SYSTEMS: dict[str, System] = {
         lambda cluster: cluster.controller_off(),  # type: ignore[no-any-return]
         'partition = "off"', "PartitionDown|down", "sbatch", (("scancel", "--user", getpass.getuser()),)),
     "drmaa": _GRID_ENGINE._replace(title="Grid Engine (DRMAA)"),
-    "sge": _GRID_ENGINE._replace(title="Grid Engine (its commands)", batch="sge", table="command", submit_tool="qsub",
-                                one_by_one=True),
+    "sge": _GRID_ENGINE._replace(title="Grid Engine (its commands)", batch="sge", table="command", submit_tool="qsub"),
 }
 """By the name that a command line gives; the first of a batch system is the one to use where one is enough."""

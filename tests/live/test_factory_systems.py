@@ -167,16 +167,13 @@ def bed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 @contextlib.contextmanager
 def killed_by_its_submission(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The next submission succeeds, and kill -9 meets the factory before it knows. Where each job is submitted by
-    itself, this happens with the last one, as the factory waits for a minute for those of which it cannot know."""
+    """The next submission succeeds, and kill -9 meets the factory before it knows."""
     tool, real = bed.system.submit_tool, shutil.which(bed.system.submit_tool)
     shim, armed = bed.directory / "bin" / tool, bed.directory / "armed"
     shim.parent.mkdir(exist_ok=True)
-    armed.mkdir()
-    for number in range(WORKERS if bed.system.one_by_one else 1):
-        (armed / str(number)).touch()
+    armed.touch()
     shim.write_text(f'#!/bin/sh\nsaid=$("{real}" "$@")\nstatus=$?\n'
-                    f'set -- {armed}/*\nif [ -e "$1" ]; then rm "$1"; rmdir {armed} 2>/dev/null && kill -9 $PPID; fi\n'
+                    f'rm {armed} 2>/dev/null && kill -9 $PPID\n'
                     'echo "$said"\nexit $status\n')
     shim.chmod(0o755)
     with monkeypatch.context() as patch:
@@ -261,6 +258,21 @@ def test_neither_a_dead_scheduler_nor_a_dead_manager_moves_the_fleet(bed: Bed) -
     bed.back(2 * WORKERS)
     bed.wait(lambda: bed.program.stats["connected"] == WORKERS, "all workers are back")
     assert bed.jobs() == bed.ever() == fleet
+    bed.stop(factory)
+
+
+@pytest.mark.parametrize("bed", ["sge", "drmaa"], indirect=True)
+def test_several_workers_of_one_job_come_work_and_leave_together(bed: Bed) -> None:
+    bed.write_site(bed.system.pool("drill", f"workers-per-job = {WORKERS}\nmax-workers = {WORKERS}\nmin-workers = 0",
+                                   'parallel-environment = "smp"'), retire_after_s=1)
+    bed.gated(2 * WORKERS)
+    factory = bed.factory()
+    bed.busy()
+    assert len(bed.jobs()) == 1
+    bed.gate.touch()
+    bed.back(2 * WORKERS)
+    bed.wait(lambda: not bed.jobs(), "the idle job leaves")
+    assert len(bed.ever()) == 1
     bed.stop(factory)
 
 

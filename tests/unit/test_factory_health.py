@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from test_factory_core import Bench, make_settings
 
-from vine_factory import defaults
+from vine_factory import defaults, passes, reasons
 from vine_factory.batch.base import BatchState
 from vine_factory.core import FactoryCore
 from vine_factory.events import Accepted, CancelJobs, Note, SubmitJobs, WriteJournal
@@ -208,6 +210,19 @@ def test_a_black_hole_is_excluded_named_and_kept_in_the_journal_and_the_pool_goe
     again = FactoryCore(make_settings(), {}, lambda: "x", now=bench.now, hosts=rows)
     assert again.excluded_hosts(bench.now) == {"local": ("hole",)}
     assert again.excluded_hosts(bench.now + defaults.HOST_EXCLUDED_FIRST_S) == {"local": ()}
+
+
+def test_a_black_hole_that_the_batch_system_cannot_avoid_is_named_and_slows_the_pool_down() -> None:
+    bench = Bench(max_workers=20)
+    settings = bench.core.settings
+    bench.core.settings = dataclasses.replace(settings, pools=(settings.pools[0]._replace(excludes_hosts=False),))
+    healthy(bench, 4)
+    die(bench, submit(bench, 8), "hole")
+    bench.step()
+    assert bench.core.excluded_hosts(bench.now) == {"local": ("hole",)}, "what starts there is told to leave at once"
+    assert "cannot be told to avoid it" in told(bench, "host")[0]
+    assert bench.of(SubmitJobs) == [] and binding(bench).limit == "health", "or it would eat one job after the other"
+    assert "cannot be told to avoid them: hole" in str(reasons.answer(passes.records(bench.core, {}, bench.now)[0]))
 
 
 def test_the_same_deaths_on_every_host_are_the_pools_fault_and_exclude_nobody() -> None:

@@ -1,37 +1,42 @@
 """Jobs of a batch system that is driven by its commands, as a definition describes them.
 
-Owns when which command is run and what its failure means. One job per submit command; jobs are found again by a tag
-or name in the listing, and by their numbers, which are kept in a file. Output is matched in a helper process with a
-deadline. Must not know any batch system.
+Owns when which command is run and what becomes of its answer. Where the definition has arrays, jobs that are
+submitted together are one. Jobs are found again by a tag or name in the listing, and by their numbers, which are kept
+in a file. Must not know any batch system.
 """
 
 from __future__ import annotations
 
-import os
-import pwd
+import contextlib
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from taskvine_core.errors import BatchError, BatchRejected, BatchUnavailable, ConfigError
+from taskvine_core.errors import BatchRejected, BatchUnavailable, ConfigError
 from vine_factory import defaults
 from vine_factory.batch import outputs
 from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, SubmitResult
-from vine_factory.batch.command_text import definition, expanded, script, seen, tag_of, values_of
-from vine_factory.batch.job_numbers import JobNumbers
+from vine_factory.batch.command_calls import Calls, chunks, user
+from vine_factory.batch.command_definition import definition
+from vine_factory.batch.command_text import (
+    Submission,
+    batch_id,
+    numbers,
+    owner_of,
+    script,
+    seen,
+    submissions,
+    values_of,
+)
+from vine_factory.batch.job_numbers import JobNumbers, Line
 from vine_factory.batch.listed import Entry, Listed, Seen
-from vine_factory.batch.matching import Record
 from vine_factory.batch.place import Place
-from vine_factory.batch.rpc import Helper
-from vine_factory.batch.tool import Finished, run
+from vine_factory.batch.portions import submit_portions
 
-MATCHING = "vine_factory.batch.matching"
-MATCHING_S = 10.0
-"""A listing of 5,000 jobs takes a tenth of a second; what takes this long has a pattern that goes back and forth."""
-_IDS_PER_CALL = 200
-_LOOKED_UP = 20
-"""So many ended jobs are asked for in one poll: it is a command for each."""
+_KEPT_SCRIPTS_S = 5 * defaults.BATCH_SETTLES_S
+"""A script without a job that we know of may be that of one whose submission was not answered."""
+_SWEEP_S = 60.0
 
 
 class CommandBatch(BatchSystem):
@@ -53,8 +58,8 @@ class CommandBatch(BatchSystem):
     def __init__(self, place: Place, clock: Callable[[], float] = time.time, timeout_s: float | None = None) -> None:
         self.place = place
         self._clock = clock
-        self._definition = definition(place.options)
-        self._timeout_s = timeout_s or float(str(place.options["poll-timeout"]))
+        self._given_timeout_s = timeout_s
+        self._calls = self._made(place)
         self._outputs, self._scripts = place.directory / "jobs", place.directory / "scripts"
         try:
             for directory in (place.directory, self._outputs, self._scripts):
@@ -64,42 +69,28 @@ class CommandBatch(BatchSystem):
                               hint="give the factory another directory") from problem
         self._listed = Listed()
         self._numbers = JobNumbers(place.directory)
-        self._matching = Helper(MATCHING, timeout_s=MATCHING_S)
+        self._swept_at = float("-inf")
 
     def submit_many(self, requests: Sequence[JobRequest]) -> list[SubmitResult]:
-        """See `BatchSystem`. One command for each; after one without an answer no other is tried."""
-        results: list[SubmitResult] = []
-        unclear: BatchError | None = None
-        for request in requests:
-            batch_id, error = "", unclear
-            if error is None:
-                try:
-                    batch_id = self._submit(request)
-                except BatchRejected as problem:
-                    error = problem
-                except ConfigError as problem:
-                    error = BatchRejected("cannot write the job script", said=str(problem))
-                except BatchUnavailable as problem:
-                    if not any(result.error is None for result in results):
-                        raise
-                    error = unclear = problem
-            results.append(SubmitResult(request.tag.intent_id, batch_id, error))
-        return results
+        """See `BatchSystem`. One command for each array, or for each job where there are none; after one without an
+        answer no other is tried."""
+        return submit_portions(requests, submissions(self._calls.definition, requests), self._submit)
 
     def poll_many(self, factory_id: str) -> list[JobStatus]:
         """See `BatchSystem`."""
         if factory_id != self.place.factory_id:
             return []
         now = self._clock()
-        for tag, batch_id, _ in self._numbers.read():
+        for tag, number, _ in self._numbers.read():
             if (tag.factory_id, tag.pool) == (self.place.factory_id, self.place.pool) \
-                    and not self._listed.knows(batch_id):
-                self._listed.submitted(tag, batch_id)
+                    and not self._listed.knows(number):
+                self._listed.submitted(tag, number)
         ended = self._listed.listing(self._listing(), now)
         ended += self._look_up(now)
         self._keep_last_words(ended)
         self._listed.forget(now)
         self._numbers.keep_only({entry.batch_id for entry in self._listed.live()})
+        self._sweep(now)
         return self._listed.statuses()
 
     def cancel_many(self, jobs: Sequence[JobHandle], *, force: bool) -> None:
@@ -111,13 +102,13 @@ class CommandBatch(BatchSystem):
             entry = self._listed.find(job.tag.intent_id)
             if entry is None or entry.tag != job.tag or entry.state is BatchState.ENDED:
                 continue
-            polite = not force and entry.state is BatchState.RUNNING and self._definition.words("stop")
+            polite = not force and entry.state is BatchState.RUNNING and self._calls.definition.words("stop")
             chosen["stop" if polite else "cancel"].append(entry.batch_id)
         for key, ids in chosen.items():
-            for some in _chunks(ids):
-                done = self._run(key, {"ids": some, "user": _user()})
+            for some in chunks(ids):
+                done = self._calls.run(key, {"ids": some, "user": user()})
                 if done.status != 0:
-                    self._check_reached(done)  # any other complaint is that jobs are gone, or about to
+                    self._calls.check_reached(done)  # any other complaint is that jobs are gone, or about to
         for job in jobs:
             if (entry := self._listed.find(job.tag.intent_id)) is not None and entry.tag == job.tag:
                 self._listed.cancelled(entry)
@@ -128,63 +119,84 @@ class CommandBatch(BatchSystem):
         entry = self._listed.find(job.tag.intent_id)
         if entry is None or entry.tag != job.tag:
             raise BatchRejected(f"there is no job {job.tag.text()}", hint="it may have ended long ago")
-        text = self._run("describe", {"id": entry.batch_id, "user": _user()}).stdout \
-            if self._definition.words("describe") else ""
+        values: dict[str, object] = {"id": entry.batch_id, "whole": self._calls.whole(entry.batch_id), "user": user()}
+        text = self._calls.run("describe", values).stdout if self._calls.definition.words("describe") else ""
         files = {f"std{kind}": outputs.tail(self._output(entry, kind)) for kind in outputs.KINDS}
         return {"batch_id": entry.batch_id, "state": entry.state.value, "exit_code": entry.exit_code,
-                "host": entry.host, "said": entry.said, "text": text, "client": self._definition.where, **files}
+                "host": entry.host, "said": entry.said, "text": text, "client": self._calls.definition.where, **files}
 
     def render(self, requests: Sequence[JobRequest]) -> dict[str, str]:
-        """See `BatchSystem`: the script of each job, and the commands."""
+        """See `BatchSystem`: the script of each job or array, and the commands."""
+        made = self._calls.definition
         texts: dict[str, str] = {}
         commands = []
-        for number, request in enumerate(requests, 1):
+        for number, submission in enumerate(submissions(made, requests), 1):
             name = f"job{'' if number == 1 else f'-{number}'}.sh"
-            texts[name] = script(self.place, self._definition, request)
-            values = values_of(self.place, self._definition, request, Path(name))
-            words = expanded(self._definition.words("submit"), values, self._definition.where)
-            on_stdin = f" < {name}" if self._definition.values["script-on-stdin"] else ""
-            commands.append(repr(words) + on_stdin)
-        return {**texts, "command": "".join(f"{command}\n" for command in commands)}
+            texts[name] = script(self.place, made, submission)
+            words = self._calls.argv("submit", values_of(self.place, made, submission, Path(name)))
+            commands.append(shlex.join(words) + (f" < {name}" if made.values["script-on-stdin"] else "") + "\n")
+        return {**texts, "command": "".join(commands)}
 
     def check(self, request: JobRequest) -> str:
-        """See `BatchSystem`. Where the definition has no check: whether the system answers a poll."""
+        """See `BatchSystem`. That it answers a poll, and what the definition's check says of the job."""
+        submission = Submission((request,))
+        jobs = len(self._calls.listing())
+        said = f"{self._calls.definition.where}: it answers, and lists {jobs} jobs"
         try:
-            path, values = self._written(request)
-            if not self._definition.words("check"):
-                self._listing()
-                return f"{self._definition.where}: it answers, and has no way to check a job"
-            done = self._run("check", values, path)
+            path, values = self._written(submission)
+            if not self._calls.definition.words("check"):
+                return f"{said}; it has no way to check one that is not submitted"
+            done = self._calls.run("check", values, path)
         except ConfigError as problem:
             raise BatchRejected("cannot write the job script", said=str(problem)) from problem
         if done.status != 0:
-            self._check_reached(done)
+            self._calls.check_reached(done)
             raise BatchRejected(done.argv[0], said=done.said)
-        return done.said
+        return f"{said}\n{done.said}"
+
+    def reconfigure(self, place: Place) -> None:
+        """See `BatchSystem`. A definition that has become unusable since it was read for the site file is not taken
+        over."""
+        self.place = place
+        with contextlib.suppress(ConfigError):
+            made = self._made(place)
+            self._calls.close()
+            self._calls = made
 
     def close(self) -> None:
         """See `BatchSystem`."""
-        self._matching.close()
+        self._calls.close()
+
+    def _made(self, place: Place) -> Calls:
+        return Calls(definition(place.options), self._given_timeout_s or float(str(place.options["poll-timeout"])))
 
     # -------------------------------------------------------------------------------------------- submitting
 
-    def _submit(self, request: JobRequest) -> str:
-        path, values = self._written(request)
-        done = self._run("submit", values, path)
+    def _submit(self, submission: Submission) -> list[str]:
+        try:
+            path, values = self._written(submission)
+            done = self._calls.run("submit", values, path)
+        except ConfigError as problem:
+            raise BatchRejected("cannot write the job script", said=str(problem)) from problem
+        answers = self._calls.submitted(done)
         if done.status != 0:
-            self._check_reached(done)
-            raise BatchRejected(done.argv[0], said=done.said)
-        ids = self._match("groups", text=done.stdout, pattern=self._definition.text("submit-id"), name="id")
-        if len(ids) != 1 or not ids[0]:
-            raise BatchUnavailable(f"{done.argv[0]} gave no number of a job", said=done.said)
-        batch_id = str(ids[0])
-        self._listed.submitted(request.tag, batch_id)
-        self._numbers.add([(request.tag, batch_id, request.tag.intent_id)])
-        return batch_id
+            self._calls.check_reached(done)
+            if not answers or submission.jobs == 1:
+                raise BatchRejected(done.argv[0], said=done.said)
+        ids = numbers(self._calls.definition, answers, submission.jobs) if done.status == 0 else []
+        if not ids:
+            raise BatchUnavailable(f"{done.argv[0]} gave {len(answers)} numbers for {submission.jobs} jobs",
+                                   said=done.said)
+        lines: list[Line] = [(request.tag, number, submission.stem) for request, number
+                             in zip(submission.requests, ids, strict=True)]
+        for tag, number, _ in lines:
+            self._listed.submitted(tag, number)
+        self._numbers.add(lines)
+        return ids
 
-    def _written(self, request: JobRequest) -> tuple[Path, dict[str, object]]:
-        text = script(self.place, self._definition, request)
-        path = self._scripts / f"{request.tag.intent_id}.sh"
+    def _written(self, submission: Submission) -> tuple[Path, dict[str, object]]:
+        text = script(self.place, self._calls.definition, submission)
+        path = self._scripts / f"{submission.stem}.sh"
         part = path.with_suffix(".new")
         try:
             part.write_text(text, encoding="utf-8")
@@ -192,81 +204,36 @@ class CommandBatch(BatchSystem):
             part.replace(path)
         except OSError as problem:
             raise BatchUnavailable(f"cannot write {path}", said=str(problem)) from problem
-        return path, values_of(self.place, self._definition, request, path)
+        return path, values_of(self.place, self._calls.definition, submission, path)
 
     # ----------------------------------------------------------------------------------------------- polling
 
     def _listing(self) -> list[Seen]:
-        values: dict[str, object] = {"user": _user()}
-        texts = []
-        if self._definition.words("list"):
-            listed = self._asked("list", values)
-            ids = self._match("groups", text=listed, pattern=self._definition.text("list-id"), name="id")
-            texts = [self._asked("poll", {**values, "ids": some}) for some in _chunks(ids)]
-        else:
-            texts = [self._asked("poll", values)]
-        found = []
-        for text in texts:
-            for record in self._records("poll", text):
-                tag = tag_of(self.place, record)
-                if tag is not None and not self._listed.knows(record.get("id", "")):
-                    self._listed.submitted(tag, record["id"])
-                found.append(seen(self._definition, record))
+        found: list[Seen] = []
+        strangers: list[Line] = []
+        for record in self._calls.listing():
+            number, owner = batch_id(self._calls.definition, record), owner_of(self.place, record)
+            if owner is not None and not self._listed.knows(number):
+                self._listed.submitted(owner.tag, number)
+                strangers.append((owner.tag, number, owner.stem))
+            found.append(seen(self._calls.definition, record))
+        if strangers:
+            with contextlib.suppress(BatchUnavailable):  # they are in the next listing, too
+                self._numbers.add(strangers)
         return found
 
     def _look_up(self, now: float) -> list[Entry]:
         """Ask how jobs ended that are not listed any more."""
-        wanted = self._listed.unexplained(now)[:_LOOKED_UP]
-        found = []
-        for entry in wanted if self._definition.words("ended") else ():
-            done = self._run("ended", {"id": entry.batch_id, "user": _user()})
-            if done.status != 0:
-                self._check_reached(done)
-                continue
-            found += [seen(self._definition, record, has_ended=True) for record in self._records("ended", done.stdout)]
-        return self._listed.explained(wanted, found, now)
-
-    def _records(self, key: str, text: str) -> list[Record]:
-        found: list[Record] = self._match("records", text=text, begin=self._definition.text(f"{key}-record"),
-                                          fields=self._definition.table(f"{key}-fields"))
-        return [record for record in found if record.get("id")]
-
-    def _asked(self, key: str, values: dict[str, object]) -> str:
-        """What a question printed; "" when the answer is that there is nothing.
-
-        Raises:
-            BatchUnavailable: it failed.
-        """
-        done = self._run(key, values)
-        if done.status != 0 and not self._matches(done, "none"):
-            raise BatchUnavailable(done.argv[0], said=done.said)
-        return done.stdout
-
-    def _run(self, key: str, values: dict[str, object], script_path: Path | None = None) -> Finished:
-        argv = expanded(self._definition.words(key), values, f"{self._definition.where}: {key}")
-        stdin = b""
-        if script_path is not None and self._definition.values["script-on-stdin"]:
-            stdin = script_path.read_bytes()
-        return run(argv, stdin=stdin, timeout_s=self._timeout_s)
-
-    def _check_reached(self, done: Finished) -> None:
-        """Raises BatchUnavailable when a failed command says that it did not reach the batch system."""
-        if self._matches(done, "unavailable"):
-            raise BatchUnavailable(done.argv[0], said=done.said)
-
-    def _matches(self, done: Finished, key: str) -> bool:
-        return bool(self._match("matches", text=done.stderr + "\n" + done.stdout, pattern=self._definition.text(key)))
-
-    def _match(self, method: str, **arguments: object) -> Any:
-        try:
-            return self._matching.call(method, MATCHING_S, **arguments)
-        except BatchUnavailable as problem:
-            raise BatchUnavailable(f"{self._definition.where}: the output could not be matched in {MATCHING_S:g} s",
-                                   said=str(problem), hint="simplify the regular expressions") from problem
+        wanted = {entry.batch_id: entry for entry in self._listed.unexplained(now)}
+        if not wanted:
+            return []
+        asked, records = self._calls.ended(list(wanted))
+        found = [one for one in (seen(self._calls.definition, record, has_ended=True) for record in records)
+                 if one.state is BatchState.ENDED and one.batch_id in wanted]
+        return self._listed.explained([wanted[number] for number in asked], found, now)
 
     def _keep_last_words(self, ended: Sequence[Entry]) -> None:
         for entry in ended:
-            (self._scripts / f"{entry.tag.intent_id}.sh").unlink(missing_ok=True)
             if entry.exit_code == 0:
                 outputs.drop(self._outputs, [entry.tag.intent_id])
             else:
@@ -274,16 +241,16 @@ class CommandBatch(BatchSystem):
         if ended:
             outputs.prune(self._outputs, {entry.tag.intent_id for entry in self._listed.live()})
 
+    def _sweep(self, now: float) -> None:
+        """Delete scripts whose jobs are over: some systems read them when a job starts, and an array's is one."""
+        if 0 <= now - self._swept_at < _SWEEP_S:
+            return
+        self._swept_at = now
+        kept = {self._numbers.stem(entry.batch_id) for entry in self._listed.live()}
+        with contextlib.suppress(OSError):
+            for path in self._scripts.iterdir():
+                if path.stem not in kept and not 0 <= now - path.stat().st_mtime < _KEPT_SCRIPTS_S:
+                    path.unlink(missing_ok=True)
+
     def _output(self, entry: Entry, kind: str) -> Path:
         return outputs.path(self._outputs, entry.tag.intent_id, kind)
-
-
-def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:
-    return [ids[start:start + _IDS_PER_CALL] for start in range(0, len(ids), _IDS_PER_CALL)]
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

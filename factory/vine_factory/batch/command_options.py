@@ -18,6 +18,13 @@ DEFINITION = (
     SiteOption("submit", "list", (), "Command that submits `$script` and prints the job's number."),
     SiteOption("script-on-stdin", "flag", False, "The submit command reads the script from its standard input."),
     SiteOption("submit-id", "str", r"^(?P<id>\S+)", "Regular expression for the number in what submit printed."),
+    SiteOption("array", "list", (), "Words put in the place of `$array` when several jobs are submitted as one array, "
+               "with the elements 1 to `$count`. Without it each job is submitted by itself."),
+    SiteOption("array-size", "int", 500, "So many jobs in one array at most; 1 = no arrays.", low=1, high=100_000),
+    SiteOption("array-index", "str", "", "Variable that tells a job which element of its array it is.",
+               pattern=r"\w*"),
+    SiteOption("element-id", "str", "$id", "Number of one element: `$index` is the element, other names are groups of "
+               "submit-id, and of poll-record where that has an `index`."),
     SiteOption("option-words", "table", {}, "Words put in the place of `$options`, each only when the option of that "
                "name is set: {queue = \"--queue=$queue\"}."),
     SiteOption("list", "list", (), "Command that prints the numbers of the user's jobs, for systems whose `poll` needs "
@@ -27,22 +34,25 @@ DEFINITION = (
     SiteOption("poll-record", "str", "", "Regular expression for the line that begins a job; named groups as in "
                "poll-fields."),
     SiteOption("poll-fields", "table", {}, "Regular expressions for further lines of a job. Their named groups: id, "
-               "state, name, tag, host, exit, said, started, ended."),
-    SiteOption("ended", "list", (), "Command that tells of the ended job `$id`, for systems that do not list those."),
-    SiteOption("ended-record", "str", "", "As poll-record, for what ended printed."),
+               "state, name, tag, host, exit, said, started, ended, and index of an element of an array."),
+    SiteOption("ended", "list", (), "Command that tells how jobs ended that are not listed any more: `$ids`, or run "
+               "for one `$id`, or for one `$whole`."),
+    SiteOption("whole-id", "str", r"^(?P<id>\S+)", "Regular expression for what `$whole` is of a job's number: the "
+               "array of an element."),
+    SiteOption("ended-record", "str", "", "As poll-record, for what ended printed; as poll prints it when not given."),
     SiteOption("ended-fields", "table", {}, "As poll-fields, for what ended printed."),
     SiteOption("states", "table", {}, "What the system's states mean: queued, held, running or ended."),
     SiteOption("exit-of-state", "table", {}, "Exit status of jobs in these states when the listing has none."),
     SiteOption("signal-base", "int", 128, "Exit statuses above this stand for signals.", low=0, high=65536),
-    SiteOption("none", "str", "", "Regular expression for the words with which poll or list fails when there are no "
-               "jobs, or not those."),
+    SiteOption("none", "str", "", "Regular expression for the words of poll or list when there are no jobs, or not "
+               "those."),
     SiteOption("unavailable", "str", "", "Regular expression for the words of a command that did not reach the batch "
                "system; any other failure of submit is a refusal."),
     SiteOption("stop", "list", (), "Command that asks the running jobs `$ids` to end, by SIGTERM; cancel when not "
                "given."),
     SiteOption("cancel", "list", (), "Command that ends the jobs `$ids`."),
     SiteOption("check", "list", (), "Command that tells whether `$script` could be submitted."),
-    SiteOption("describe", "list", (), "Command that tells all about the job `$id`."),
+    SiteOption("describe", "list", (), "Command that tells all about the job `$id`, or its `$whole` array."),
 )
 
 OPTIONS = (

@@ -1,7 +1,7 @@
-"""Definitions of batch systems, and what they make of requests: words of commands and job scripts.
+"""What a definition makes of requests, and of what commands printed: job scripts, values of words, states of jobs.
 
-Owns reading a definition, replacing ``$name`` in single words, and the job script. Nothing here becomes a shell line.
-Must not run anything.
+Owns which requests share an array, the job script, and how a listed job says whose it is. Nothing here becomes a shell
+line. Pure. Must not run anything.
 """
 
 from __future__ import annotations
@@ -9,124 +9,65 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import string
 import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 from taskvine_core.errors import ConfigError
 from taskvine_core.records import NamedTuple
 from vine_factory import defaults
-from vine_factory.batch import drmaa_text, outputs
+from vine_factory.batch import array_tags, drmaa_text, outputs
 from vine_factory.batch.base import BatchState, JobRequest, JobTag
-from vine_factory.batch.command_options import DEFINITION, STATES
+from vine_factory.batch.command_definition import Definition, expanded, names_in
+from vine_factory.batch.elements import alike, shared
 from vine_factory.batch.listed import Seen
-from vine_factory.batch.matching import Record, compiled
+from vine_factory.batch.matching import Record
 from vine_factory.batch.place import Place
-from vine_factory.batch.schema import check_options, nearest_hint
-from vine_factory.config.files import read_definition
 from vine_factory.templating import FILTERS, render
 
-SYSTEMS = resources.files("vine_factory").joinpath("batch").joinpath("systems")
 TEMPLATE = "command/job.sh.j2"
 _PREFIX = {"none": "#", "sge": "#$", "pbs": "#PBS", "torque": "#PBS", "lsf": "#BSUB", "flux": "# flux:"}
-_NEEDED = ("submit", "poll", "poll-record", "cancel", "states")
 _DIGEST_CHARS = 10
 _TIMES = ("%a %b %d %H:%M:%S %Y", "%Y-%m-%dT%H:%M:%S")
+_NOWHERE = "/dev/null"
 FILTERS["ge_not"] = lambda host: f"!{drmaa_text.word(host)}"
 
 
-class Definition(NamedTuple):
-    """A batch system as its commands. ``values`` by the keys of `command_options.DEFINITION`."""
+class Submission(NamedTuple):
+    """One run of the submit command: a job, or an array with one element per request, in order."""
 
-    values: Mapping[str, object]
-    where: str
+    requests: tuple[JobRequest, ...]
 
-    def words(self, key: str) -> tuple[str, ...]:
-        """A command, () when there is none."""
-        value = self.values[key]
-        assert isinstance(value, tuple)
-        return value
+    @property
+    def jobs(self) -> int:
+        """How many jobs it is."""
+        return len(self.requests)
 
-    def text(self, key: str) -> str:
-        """One text."""
-        return str(self.values[key])
+    @property
+    def stem(self) -> str:
+        """Name of its script."""
+        return self.requests[0].tag.intent_id
 
-    def table(self, key: str) -> dict[str, str]:
-        """A table of texts."""
-        value = self.values[key]
-        assert isinstance(value, Mapping)
-        return {str(name): str(text) for name, text in value.items()}
+    @property
+    def intents(self) -> str:
+        """Its intents in one word, as part of its name and tag."""
+        return array_tags.encode([request.tag.intent_id for request in self.requests]) if self.jobs > 1 else self.stem
 
 
-def definition(options: Mapping[str, object]) -> Definition:
-    """The definition that a pool's options name, with what they set themselves.
-
-    Raises:
-        ConfigError: there is none, a key is missing, or a pattern or state is wrong.
-    """
-    system, file = str(options["system"]), str(options["definition"])
-    where, given = "the pool's options", dict[str, object]()
-    if file:
-        where, given = file, read_definition(Path(file))
-    elif system:
-        where, given = f"definition {system!r}", _shipped(system)
-    values = check_options(given, DEFINITION, where)
-    values.update({option.key: options[option.key] for option in DEFINITION if options.get(option.key) is not None})
-    made = Definition(values, where)
-    for key in _NEEDED:
-        if not values[key]:
-            raise ConfigError(f"{where}: {key} is missing", hint="name a shipped system with batch or 'system', or "
-                              "give a definition: see docs/factory-other-systems.md")
-    _check_patterns(made)
-    for name, state in made.table("states").items():
-        if state not in STATES:
-            raise ConfigError(f"{where}: states.{name} = {state!r}", hint=nearest_hint(state, STATES))
-    return made
+def submissions(made: Definition, requests: Sequence[JobRequest]) -> list[Submission]:
+    """As few as the definition allows for these requests."""
+    if not made.arrays:
+        return [Submission((request,)) for request in requests]
+    most = int(made.text("array-size"))
+    return [part for group in alike(requests) for start in range(0, len(group), most)
+            for part in _named(group[start:start + most])]
 
 
-def shipped() -> list[str]:
-    """Names of the shipped definitions."""
-    return sorted(entry.name.removesuffix(".toml") for entry in SYSTEMS.iterdir() if entry.name.endswith(".toml"))
-
-
-def _shipped(system: str) -> dict[str, object]:
-    if system not in shipped():
-        raise ConfigError(f"there is no definition {system!r}", hint=nearest_hint(system, shipped()))
-    with resources.as_file(SYSTEMS.joinpath(f"{system}.toml")) as path:
-        return read_definition(path)
-
-
-def _check_patterns(made: Definition) -> None:
-    for key, group in (("submit-id", "id"), ("list-id", "id"), ("poll-record", ""), ("ended-record", ""), ("none", ""),
-                       ("unavailable", "")):
-        if group not in ("", *compiled(made.text(key), f"{made.where}: {key}").groupindex):
-            raise ConfigError(f"{made.where}: {key} = {made.text(key)!r} has no group {group!r}",
-                              hint=f"write (?P<{group}>...) around it")
-    for key in ("poll-fields", "ended-fields"):
-        for name, pattern in made.table(key).items():
-            compiled(pattern, f"{made.where}: {key}.{name}")
-
-
-def expanded(words: Sequence[str], values: Mapping[str, object], where: str) -> list[str]:
-    """Words of a command with ``$name`` replaced; a word that is ``$name`` of a list becomes as many words.
-
-    Raises:
-        ConfigError: a name that there is not.
-    """
-    made: list[str] = []
-    for word in words:
-        whole = values.get(word[1:]) if word.startswith("$") else None
-        if isinstance(whole, list | tuple):
-            made += map(str, whole)
-            continue
-        try:
-            made.append(string.Template(word).substitute({name: str(value) for name, value in values.items()}))
-        except (KeyError, ValueError) as problem:
-            raise ConfigError(f"{where}: the word {word!r} cannot be filled in: {problem}", hint="$ stands for one of "
-                              + ", ".join(sorted(values)) + "; write $$ for a dollar sign") from None
-    return made
+def _named(part: list[JobRequest]) -> list[Submission]:
+    """Halves, until one word names them."""
+    if len(part) == 1 or Submission(tuple(part)).intents:
+        return [Submission(tuple(part))]
+    return _named(part[:len(part) // 2]) + _named(part[len(part) // 2:])
 
 
 def digest(place: Place) -> str:
@@ -134,66 +75,89 @@ def digest(place: Place) -> str:
     return hashlib.sha256(f"{place.factory_id}/{place.pool}".encode()).hexdigest()[:_DIGEST_CHARS]
 
 
-def job_name(place: Place, tag: JobTag) -> str:
-    """A job's name: says whose it is and which intent, in characters that every system takes."""
-    return f"vine.{digest(place)}.{tag.intent_id}"
+class Owner(NamedTuple):
+    """Whose a listed job is. ``stem``: name of its script, which an array's elements share."""
+
+    tag: JobTag
+    stem: str
 
 
-def tag_of(place: Place, record: Record) -> JobTag | None:
-    """Whose a listed job is, by its tag or its name; None when it is not of this pool, or does not say."""
-    tag = JobTag.parse(record.get("tag", ""))
-    if tag is None and record.get("name", "").startswith(f"vine.{digest(place)}."):
-        tag = JobTag(place.factory_id, place.pool, record["name"].removeprefix(f"vine.{digest(place)}."))
-    return tag if tag is not None and (tag.factory_id, tag.pool) == (place.factory_id, place.pool) else None
+def owner_of(place: Place, record: Record) -> Owner | None:
+    """By tag or name; None when it is not of this pool, does not say, or is the whole of an array and no element."""
+    tag, start = JobTag.parse(record.get("tag", "")), f"vine.{digest(place)}."
+    if tag is None and record.get("name", "").startswith(start):
+        tag = JobTag(place.factory_id, place.pool, record["name"].removeprefix(start))
+    if tag is None or (tag.factory_id, tag.pool) != (place.factory_id, place.pool):
+        return None
+    if not tag.intent_id.startswith(array_tags.MARK):
+        return Owner(tag, tag.intent_id)
+    intents, index = array_tags.decode(tag.intent_id) or (), record.get("index", "")
+    element = int(index) if re.fullmatch(r"\d{1,9}", index, re.ASCII) else 0
+    return Owner(tag._replace(intent_id=intents[element - 1]), intents[0]) if 1 <= element <= len(intents) else None
 
 
-def values_of(place: Place, made: Definition, request: JobRequest, script: Path) -> dict[str, object]:
-    """What ``$name`` stands for in the commands for one job."""
-    directory, name = place.directory / "jobs", request.tag.intent_id
-    cores, memory_mb, disk_mb, gpus = request.resources
+def values_of(place: Place, made: Definition, submission: Submission, script: Path) -> dict[str, object]:
+    """What ``$name`` stands for in the commands for one submission. Resources are those of the whole of one job."""
+    directory, request = place.directory / "jobs", submission.requests[0]
+    # An array's script opens the outputs of its elements itself: every system would call them something else.
+    out, err = (_NOWHERE, _NOWHERE) if submission.jobs > 1 else \
+        (str(outputs.path(directory, submission.stem, kind)) for kind in outputs.KINDS)
+    cores, memory_mb, disk_mb, gpus = (max(least, amount) * request.copies for least, amount
+                                       in zip((1, 1, 1, 0), request.resources, strict=True))
     minutes, seconds = divmod(math.ceil(request.walltime_s), 60)
     values: dict[str, object] = {
-        "script": str(script), "name": job_name(place, request.tag), "tag": request.tag.text(),
-        "directory": str(directory), "stdout": str(outputs.path(directory, name, "out")),
-        "stderr": str(outputs.path(directory, name, "err")), "cores": max(1, cores), "memory_mb": max(1, memory_mb),
-        "disk_mb": max(1, disk_mb), "gpus": max(0, gpus), "walltime_s": math.ceil(request.walltime_s),
-        "walltime_min": minutes + (seconds > 0), "walltime_clock": f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}",
+        "script": str(script), "name": f"vine.{digest(place)}.{submission.intents}",
+        "tag": request.tag._replace(intent_id=submission.intents).text(), "directory": str(directory),
+        "stdout": out, "stderr": err, "cores": cores, "memory_mb": memory_mb, "disk_mb": disk_mb, "gpus": gpus,
+        "walltime_s": math.ceil(request.walltime_s), "walltime_min": minutes + (seconds > 0),
+        "walltime_clock": f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}", "workers": request.copies,
+        "count": submission.jobs, "excluded": ",".join(place.excluded_hosts),
         **{key.replace("-", "_"): place.options[key] for key in ("queue", "account", "project",
                                                                  "parallel-environment")}}
-    values["options"] = [expanded([word], values, f"{made.where}: option-words")[0]
-                         for option, word in made.table("option-words").items() if values.get(option)]
-    return values
+    words = {option: expanded([word], values, f"{made.at('option-words')}.{option}")[0]
+             for option, word in made.table("option-words").items() if values.get(option)}
+    array = expanded(made.words("array"), values, made.at("array")) if submission.jobs > 1 else []
+    return {**values, "options": list(words.values()), "array": array}
 
 
-def script(place: Place, made: Definition, request: JobRequest) -> str:
+def script(place: Place, made: Definition, submission: Submission) -> str:
     """The job script.
 
     Raises:
-        ConfigError: a value cannot be written, or the request needs what there is no option for.
+        ConfigError: a value cannot be written, or a request needs what there is no option for.
     """
-    if request.ship:
+    if any(request.ship for request in submission.requests):
         raise ConfigError("files cannot be sent with jobs here", hint='set deliver = "shared" for this pool')
-    if request.copies != 1:
-        raise ConfigError("a job has one worker here", hint="leave out workers-per-job")
-    dialect = made.text("dialect")
-    values = values_of(place, made, request, Path("job.sh"))
+    request, dialect = submission.requests[0], made.text("dialect")
+    values = values_of(place, made, submission, Path("job.sh"))
     if dialect == "sge" and int(str(values["cores"])) > 1 and not values["parallel_environment"]:
-        raise ConfigError("a job of several cores needs the option 'parallel-environment'",
+        raise ConfigError(f"a job of {values['cores']} cores needs the option 'parallel-environment'",
                           hint="`qconf -spl` lists them; choose one whose allocation_rule is $pe_slots")
     table = place.options["resources"]
     assert isinstance(table, Mapping)
+    common = shared(submission.requests)
     return render(TEMPLATE, {**values, "dialect": dialect, "prefix": _PREFIX[dialect], "pool": place.pool,
                              "factory_id": place.factory_id, "resources": list(table.items()),
-                             "extra": place.options["extra-directives"], "excluded": place.excluded_hosts,
-                             "environment": sorted(request.environment.items()), "command": request.command},
-                  place.blocks)
+                             "extra": place.options["extra-directives"], "hosts": place.excluded_hosts,
+                             "guarded": () if made.excludes else _names(place.excluded_hosts),
+                             "environment": sorted(request.environment.items()), "command": common.command,
+                             "elements": common.elements if submission.jobs > 1 else (),
+                             "index": made.text("array-index"), "copies": request.copies,
+                             "gpus_each": max(0, request.resources.gpus),
+                             "tag_start": f"{place.factory_id}/{place.pool}/"}, place.blocks)
+
+
+def _names(hosts: Sequence[str]) -> list[str]:
+    """What hosts may call themselves: with and without a domain."""
+    return list(dict.fromkeys(name for host in hosts for name in (host, host.partition(".")[0])))
 
 
 def seen(made: Definition, record: Record, *, has_ended: bool = False) -> Seen:
-    """A job as a listing, or with ``has_ended`` the accounting, tells of it."""
+    """A job as a listing, or with ``has_ended`` the accounting, tells of it. What is only ever told of ended jobs
+    need not say that they ended."""
     word = record.get("state", "")
-    state = BatchState.ENDED if has_ended else BatchState(made.table("states").get(word, "")) \
-        if word in made.table("states") else None
+    known = made.table("states").get(word)
+    state = BatchState(known) if known is not None else BatchState.ENDED if has_ended and not word else None
     said = record.get("said", "")[:defaults.SAID_CHARS]
     if state is None:
         said = f"unknown state {word!r}"
@@ -204,8 +168,29 @@ def seen(made: Definition, record: Record, *, has_ended: bool = False) -> Seen:
     number = int(code) if re.fullmatch(r"-?\d{1,9}", code, re.ASCII) and state is BatchState.ENDED \
         and (started_at or not has_ended) else None
     base = int(made.text("signal-base"))
-    return Seen(record.get("id", ""), state, record.get("host", "").strip(), started_at, _time(record.get("ended", "")),
+    return Seen(batch_id(made, record), state, record.get("host", "").strip(), started_at,
+                _time(record.get("ended", "")),
                 base - number if number is not None and base and number > base else number, said)
+
+
+def batch_id(made: Definition, record: Record) -> str:
+    """The number of a listed job: of an element it is put together from what the listing says."""
+    return element_id(made, record, record["index"]) if record.get("index") else record.get("id", "")
+
+
+def element_id(made: Definition, groups: Record, index: str) -> str:
+    """The number of one element of an array, ``groups`` being what a pattern found of the array or the element."""
+    text = made.text("element-id")
+    return expanded([text], {**dict.fromkeys(names_in(text), ""), **groups, "index": index}, made.at("element-id"))[0]
+
+
+def numbers(made: Definition, answers: Sequence[Record], count: int) -> list[str]:
+    """Numbers of ``count`` jobs in the answer of their submission: one for each, or one for their array, of which
+    those of the elements are made; [] when it is neither."""
+    ids = [answer["id"] for answer in answers]
+    if len(ids) == 1 < count:
+        ids = [element_id(made, answers[0], str(element)) for element in range(1, count + 1)]
+    return ids if len(set(ids)) == count else []
 
 
 def _time(text: str) -> float:

@@ -116,7 +116,7 @@ def _check(request: JobRequest) -> None:
 
 def _script(place: Place, request: JobRequest) -> str:
     return templating.render(LAUNCH_TEMPLATE, {"pool": place.pool, "autosize": place.options["autosize"],
-                                               "copies": request.copies, "gpus": max(0, request.resources.gpus)},
+                                               "copies": request.copies, "gpus_each": max(0, request.resources.gpus)},
                              _blocks_of(place, LAUNCH_TEMPLATE))
 
 

@@ -134,6 +134,7 @@ def _values(place: Place, outputs: Path, requests: Sequence[JobRequest]) -> dict
         "soft": _table(options["soft-resources"]),
         "excluded": "&".join(f"!{host}" for host in place.excluded_hosts),
         "extra": options["extra-directives"], "copies": first.copies,
+        "gpus_each": max(0, first.resources.gpus),
         "jobs": [{"number": number, "tag": request.tag.text(), "environment": sorted(request.environment.items()),
                   "command": request.command} for number, request in enumerate(requests, 1)],
     }

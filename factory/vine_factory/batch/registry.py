@@ -38,6 +38,7 @@ class Driver(NamedTuple):
         settles_s: how long after an unanswered submission jobs may still show up.
         transfers: can send files with a job.
         preset: options that the name of an alias stands for.
+        excludes: module with ``excludes_hosts(options)``, for systems of which some cannot be told to avoid a host.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Driver(NamedTuple):
     settles_s: float = defaults.BATCH_SETTLES_S
     transfers: bool = False
     preset: Mapping[str, object] = {}
+    excludes: str = ""
 
     @property
     def table(self) -> str:
@@ -56,7 +58,8 @@ class Driver(NamedTuple):
         return self.module
 
 
-_COMMAND = Driver("a batch system driven by its commands", "command", "CommandBatch", "command_options")
+_COMMAND = Driver("a batch system driven by its commands", "command", "CommandBatch", "command_options",
+                  excludes="command_definition")
 DRIVERS: dict[str, Driver] = {
     "local": Driver("processes of this machine", "local", "LocalBatch", "", SHARED, defaults.LOCAL_PERIOD_S,
                     defaults.LOCAL_SETTLES_S),
@@ -134,6 +137,17 @@ def options_of(name: str) -> tuple[SiteOption, ...]:
         return ()
     table: tuple[SiteOption, ...] = importlib.import_module(f"vine_factory.batch.{module}").OPTIONS
     return table
+
+
+def excludes_hosts(name: str, options: Mapping[str, object]) -> bool:
+    """Can this batch system be told on which hosts a pool's jobs must not run?
+
+    Raises:
+        ConfigError: the options name a description of the system that cannot be used.
+    """
+    module = DRIVERS[name].excludes
+    return not module or not available(name) or bool(
+        importlib.import_module(f"vine_factory.batch.{module}").excludes_hosts(options))
 
 
 def create(name: str, place: Place) -> BatchSystem:

@@ -15,10 +15,11 @@ from taskvine_core.errors import ConfigError
 from taskvine_core.records import NamedTuple
 from vine_factory import templating
 from vine_factory.batch.base import JobRequest
+from vine_factory.batch.elements import alike, shared
 from vine_factory.batch.place import Place
 from vine_factory.batch.schema import shown
 from vine_factory.batch.slurm_tags import MAX_CHARS, encode
-from vine_factory.templating import FilterError, line, quote
+from vine_factory.templating import FilterError, line
 
 TEMPLATE = "slurm/job.sh.j2"
 TAG_VARIABLE = "VINE_FACTORY_TAG"
@@ -30,12 +31,6 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:,@%+=\[\]|&*()-]+", re.ASCII)
 _MINUTE_S = 60
 _MAX_SCRIPT_BYTES = 500_000
 """Each node that starts an element is sent the whole script; slurmctld refuses more than 4 MB."""
-
-
-class Element(NamedTuple):
-    """A word of the command that differs between elements: their positional parameter of this number."""
-
-    number: int
 
 
 class Submission(NamedTuple):
@@ -58,13 +53,9 @@ def submissions(place: Place, requests: Sequence[JobRequest]) -> list[Submission
     if "\\" in str(place.directory):
         raise ConfigError(f"the directory {shown(str(place.directory))}",
                           hint="Slurm cannot name files below a directory with a backslash: use another")
-    groups: dict[object, list[JobRequest]] = {}
     for request in requests:
         _check(request)
-        key = (request.resources, request.walltime_s, request.copies, len(request.command),
-               tuple(sorted(request.environment.items())))
-        groups.setdefault(key, []).append(request)
-    return [Submission(tuple(part), _text(place, part)) for group in groups.values()
+    return [Submission(tuple(part), _text(place, part)) for group in alike(requests)
             for part in _parts(group, int(str(place.options["max-array"])))]
 
 
@@ -84,12 +75,7 @@ def sbatch_option(value: object) -> str:
     return match[1] if match[2] is None else f"{match[1]}={sbatch(match[2])}"
 
 
-def slurm_word(value: object) -> str:
-    """Filter: a word of the command, or the parameter that stands for it."""
-    return f'"${{{value.number}}}"' if isinstance(value, Element) else quote(value)
-
-
-templating.FILTERS.update(sbatch=sbatch, sbatch_option=sbatch_option, slurm_word=slurm_word)
+templating.FILTERS.update(sbatch=sbatch, sbatch_option=sbatch_option)
 
 
 def _check(request: JobRequest) -> None:
@@ -133,9 +119,7 @@ def _text(place: Place, group: Sequence[JobRequest]) -> str:
     in_name = options["tag-in"] == "job-name"
     outputs = str(place.directory / "jobs").replace("%", "%%")
     pattern = "%A_%a" if len(group) > 1 else "%j"
-    differing = [index for index in range(len(first.command)) if len({one.command[index] for one in group}) > 1]
-    command = [Element(2 + differing.index(index)) if index in differing else word
-               for index, word in enumerate(first.command)]
+    command, elements = shared(group)
     limit = int(str(options["array-limit"]))
     values: Mapping[str, object] = {
         "pool": place.pool, "factory_id": place.factory_id, "job_name": tags if in_name else name,
@@ -143,7 +127,7 @@ def _text(place: Place, group: Sequence[JobRequest]) -> str:
         "error": f"{outputs}/{pattern}.err", "directory": place.directory / "jobs",
         "array": "" if len(group) == 1 else f"0-{len(group) - 1}" + (f"%{limit}" if limit else ""),
         "options": list(_options(place, first)), "extra": _list(options["extra-directives"]),
-        "elements": [[one.tag.intent_id, *(one.command[index] for index in differing)] for one in group],
+        "elements": elements,
         "environment": sorted(first.environment.items()), "tag_variable": TAG_VARIABLE,
         "tag_start": f"{first.tag.factory_id}/{first.tag.pool}/", "command": command, "copies": first.copies,
     }

@@ -109,6 +109,7 @@ class _Pool:
         minimum, maximum = self._min_max()
         asked = self._asked()
         env = self._env()
+        options = self._options()
         deliver = self._str("deliver", self._driver.deliver)
         if deliver == registry.TRANSFER and not self._driver.transfers:
             raise ConfigError(f"{self._at()}deliver = {deliver!r}: {self._driver.title} sends no files with a job",
@@ -128,7 +129,8 @@ class _Pool:
             wrapper=self._str("wrapper"), wrapper_input=tuple(Path(item) for item in self._list("wrapper-input")),
             task_wrapper=self._str("task-wrapper"), poncho_env=self._str("poncho-env"),
             blocked_hosts=self._list("workers-blocked"),
-            options=self._options(), blocks=self._blocks(), max_idle=self._int("max-idle", 0),
+            options=options, excludes_hosts=self._excludes_hosts(options), blocks=self._blocks(),
+            max_idle=self._int("max-idle", 0),
             budget_core_hours=self._float("budget-core-hours", 0.0),
             budget_period_s=self._float("budget-period", defaults.BUDGET_PERIOD_S),
             retire_per_minute=self._int("retire-per-minute", 0), startup_s=self._float("startup-time", 0.0))
@@ -258,6 +260,13 @@ class _Pool:
         self._put(self._driver.table, {key: Sourced(value, merged[key].origin if key in merged else DEFAULT)
                                        for key, value in checked.items()})
         return checked
+
+    def _excludes_hosts(self, options: Mapping[str, object]) -> bool:
+        """Reads the description of the batch system, too, where there is one: what is wrong there is told now."""
+        try:
+            return registry.excludes_hosts(self._batch, options)
+        except ConfigError as problem:
+            raise ConfigError(f"{self._at()}{problem.message}", hint=problem.hint) from None
 
     def _blocks(self) -> dict[str, str]:
         merged = {**self._common.blocks, **self._table.blocks}

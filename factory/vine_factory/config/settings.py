@@ -40,6 +40,7 @@ class PoolSettings(NamedTuple):
         env: of the workers.
         walltime_s: of a job, 0 = no limit.
         workers_per_job: processes one job runs.
+        excludes_hosts: the batch system can be told on which hosts no job must run.
         deliver: "transfer" or "shared"; managers: "home" or "addresses".
         python: interpreter on the execution host, "" = ours (shared) or python3 (transfer).
         options: of the batch system, by its own table; blocks: replaced parts of its template.
@@ -60,6 +61,7 @@ class PoolSettings(NamedTuple):
     env: Mapping[str, str] = {}
     walltime_s: float = 0.0
     workers_per_job: int = 1
+    excludes_hosts: bool = True
     deliver: str = "shared"
     managers: str = "home"
     python: str = ""
