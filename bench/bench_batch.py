@@ -158,7 +158,8 @@ def main() -> None:
                 client.close()
     medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     report.emit(medians["all"], None, None, {"system": given.system, "client": given.client, "jobs": given.count,
-                                             "array_size": given.array_size, **medians, "runs": [one["all"] for one in rounds]})
+                                             "array_size": given.array_size, **medians,
+                                             "runs": [one["all"] for one in rounds]})
 
 
 if __name__ == "__main__":

@@ -141,5 +141,5 @@ def test_a_check_says_that_the_listing_can_be_read(make: Make) -> None:
     jobs = submit(bench, client, LONG, 3)
     bench.wait(lambda: running(bench, client, jobs))
     (request,) = requests(bench, LONG)
-    assert "it answers, and lists" in client.check(request)
+    assert "3 of them of this pool" in client.check(request)
     assert "found suitable queue" in client.check(request)

@@ -261,18 +261,18 @@ def test_neither_a_dead_scheduler_nor_a_dead_manager_moves_the_fleet(bed: Bed) -
     bed.stop(factory)
 
 
-@pytest.mark.parametrize("bed", ["sge", "drmaa"], indirect=True)
+@pytest.mark.parametrize("bed", ["condor", "drmaa", "sge"], indirect=True)
 def test_several_workers_of_one_job_come_work_and_leave_together(bed: Bed) -> None:
-    bed.write_site(bed.system.pool("drill", f"workers-per-job = {WORKERS}\nmax-workers = {WORKERS}\nmin-workers = 0",
-                                   'parallel-environment = "smp"'), retire_after_s=1)
-    bed.gated(2 * WORKERS)
+    slots = "" if bed.system.batch == "condor" else 'parallel-environment = "smp"'
+    bed.write_site(bed.system.pool("drill", "max-workers = 4\nmin-workers = 0\nworkers-per-job = 2", slots),
+                   retire_after_s=1)
+    bed.gated(4)
     factory = bed.factory()
-    bed.busy()
-    assert len(bed.jobs()) == 1
+    bed.wait(lambda: bed.program.stats["running"] == 4, "four tasks run")
+    assert len(bed.ever()) == 2
     bed.gate.touch()
-    bed.back(2 * WORKERS)
-    bed.wait(lambda: not bed.jobs(), "the idle job leaves")
-    assert len(bed.ever()) == 1
+    bed.back(4)
+    bed.wait(lambda: not bed.jobs(), "idle workers leave")
     bed.stop(factory)
 
 
@@ -286,17 +286,4 @@ def test_a_pool_whose_jobs_cannot_start_says_why_and_the_healthy_one_goes_on(bed
     said = subprocess.run([sys.executable, "-m", "vine_factory", "status"], capture_output=True, text=True,
                           timeout=PATIENCE_S, check=True).stdout
     assert re.search(bed.system.bad_words, said), said
-    bed.stop(factory)
-
-
-@pytest.mark.parametrize("bed", ["condor"], indirect=True)
-def test_several_workers_of_one_job_come_work_and_leave_together(bed: Bed) -> None:
-    bed.write_site(bed.system.pool("drill", "max-workers = 4\nmin-workers = 0\nworkers-per-job = 2"), retire_after_s=1)
-    bed.gated(4)
-    factory = bed.factory()
-    bed.wait(lambda: bed.program.stats["running"] == 4, "four tasks run")
-    assert len(bed.ever()) == 2
-    bed.gate.touch()
-    bed.back(4)
-    bed.wait(lambda: not bed.jobs(), "idle workers leave")
     bed.stop(factory)

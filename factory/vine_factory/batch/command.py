@@ -140,8 +140,9 @@ class CommandBatch(BatchSystem):
     def check(self, request: JobRequest) -> str:
         """See `BatchSystem`. That it answers a poll, and what the definition's check says of the job."""
         submission = Submission((request,))
-        jobs = len(self._calls.listing())
-        said = f"{self._calls.definition.where}: it answers, and lists {jobs} jobs"
+        jobs = self._calls.listing()
+        ours = sum(owner_of(self.place, record) is not None for record in jobs)
+        said = f"{self._calls.definition.where}: it answers, and lists {len(jobs)} jobs, {ours} of them of this pool"
         try:
             path, values = self._written(submission)
             if not self._calls.definition.words("check"):

@@ -20,7 +20,8 @@ DEFINITION = (
     SiteOption("submit-id", "str", r"^(?P<id>\S+)", "Regular expression for the number in what submit printed."),
     SiteOption("array", "list", (), "Words put in the place of `$array` when several jobs are submitted as one array, "
                "with the elements 1 to `$count`. Without it each job is submitted by itself."),
-    SiteOption("array-size", "int", 500, "So many jobs in one array at most; 1 = no arrays.", low=1, high=100_000),
+    SiteOption("array-size", "int", 500, "So many jobs in one array at most, 500 when nothing is said; "
+               "1 = no arrays.", low=1, high=100_000),
     SiteOption("array-index", "str", "", "Variable that tells a job which element of its array it is.",
                pattern=r"\w*"),
     SiteOption("element-id", "str", "$id", "Number of one element: `$index` is the element, other names are groups of "
