@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from api_support import Cluster, drain, run, until
+from api_support import drain, run, until
 
 import taskvine_core as vine
 
@@ -18,13 +18,8 @@ CORES, MEMORY, DISK, GPUS = 4, 2000, 2000, 8
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        directory = tmp_path_factory.mktemp("resources")
-        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
-        made = Cluster(directory)
-        yield made
-        made.close()
+def cluster(module_cluster):
+    return module_cluster
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,6 @@ pytestmark = pytest.mark.live
 
 #: Also this machine, but not the address that insecure programs bind: stands for its address on the network.
 ELSEWHERE = "127.0.0.2"
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
 
 
 def _reachable(host: str, port: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ import taskvine_core as vine
 from taskvine_core.manager.stats import FIELDS
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
 
 
 def _free_port() -> int:

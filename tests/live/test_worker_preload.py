@@ -5,19 +5,11 @@ from __future__ import annotations
 import sys
 
 import pytest
-from api_support import Cluster, drain
+from api_support import drain
 
 import taskvine_core as vine
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
 
 
 def make_probe():
