@@ -8,6 +8,7 @@ Owns the vocabulary between core and runner. Must not know sockets, processes or
 
 from __future__ import annotations
 
+from taskvine_core.constants import VINE_CACHE_LEVEL_TASK
 from taskvine_core.model.tasks import TaskSpec
 from taskvine_core.protocol.messages import Message, OutputReport, WorkerHello
 from taskvine_core.records import NamedTuple
@@ -67,7 +68,7 @@ class Exited(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """Outputs of a run were moved into the cache."""
+    """Outputs of a run were moved into the cache, those that are not kept only read: their reports have the bytes."""
 
     run: int
     stdout: bytes
@@ -191,11 +192,22 @@ class KillRun(NamedTuple):
 
 
 class OutputOrder(NamedTuple):
+    """``inline``: the manager wants the bytes, if they are few."""
+
     name: str
     remote: str
     level: int
     inline: bool
     mode: int = 0
+
+    @property
+    def is_temp(self) -> bool:
+        return self.name.startswith("temp-")
+
+    @property
+    def kept(self) -> bool:
+        """Does it stay here even though its bytes went to the manager? (protocol: OutputReport)"""
+        return self.is_temp or self.level > VINE_CACHE_LEVEL_TASK
 
 
 class Collect(NamedTuple):

@@ -201,9 +201,14 @@ class Running(Objects):
             self._out.append(e.RemoveObjects(orphans))
 
     def _finish_task(self, run: Run, event: e.Collected, now: float) -> None:
-        levels = {order.name: order.level for order in run.outputs}
+        orders = {order.name: order for order in run.outputs}
         for out in event.outputs:
-            self._object_here(out.name, levels[out.name], out.size_bytes, out.sha256, now)
+            order = orders[out.name]
+            if out.inline is not None and not order.kept:
+                if self.cache.get(out.name) is None:
+                    continue
+                self._out.append(e.StoreInline(out.name, order.level, out.mode, out.sha256, out.inline, False))
+            self._object_here(out.name, order.level, out.size_bytes, out.sha256, now)
         if event.stdout_name:
             self._object_here(event.stdout_name, VINE_CACHE_LEVEL_TASK, event.stdout_bytes, b"", now)
         if event.stdout_cut:

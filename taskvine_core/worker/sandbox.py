@@ -244,9 +244,13 @@ class Sandboxes:
                 None, ObjectInfo(status.st_size, b"", False, mode))
         else:
             inline, info = None, hash_object(path)
-        self._store.adopt(path, order.name, order.level, order.mode, info.sha256)
-        travels = order.inline and (info.size_bytes <= TINY_TEMP_MAX_BYTES or not order.name.startswith("temp-"))
-        return OutputReport(order.name, info.size_bytes, info.sha256, mode, info.is_dir, inline if travels else None)
+        if not order.inline or (info.size_bytes > TINY_TEMP_MAX_BYTES and order.is_temp):
+            inline = None
+        if inline is None or order.kept:
+            self._store.adopt(path, order.name, order.level, order.mode, info.sha256)
+        else:
+            os.unlink(path)
+        return OutputReport(order.name, info.size_bytes, info.sha256, mode, info.is_dir, inline)
 
     def _real_path(self, box: Sandbox, remote: str) -> str | None:
         """Where an output really is, when that is inside the sandbox and a file or directory."""

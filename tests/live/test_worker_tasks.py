@@ -143,6 +143,19 @@ def test_inputs_outputs_and_missing_outputs(pair: Pair) -> None:
     assert pair.run(again).stdout == b"datadeep\nf\ng\n"
 
 
+def test_small_outputs_that_went_to_the_manager_do_not_pile_up_here(pair: Pair) -> None:
+    before = set((pair.worker.workspace / "cache").iterdir())
+    for number in range(3):
+        name = f"buffer-rnd-small-{number}"
+        out = (Mount(name, "o"),)
+        done = pair.run(command("echo small > o; chmod 640 o", outputs=out), level=0)
+        assert (done.outputs[0].inline, done.outputs[0].mode) == (b"small\n", 0o640)
+    assert set((pair.worker.workspace / "cache").iterdir()) == before
+    out = (Mount("buffer-rnd-large", "o"),)
+    done = pair.run(command("head -c 100000 /dev/zero > o", outputs=out), level=0)
+    assert done.outputs[0].inline is None and (pair.worker.workspace / "cache/buffer-rnd-large").exists()
+
+
 def test_a_symlink_mount_is_a_link(pair: Pair) -> None:
     spec = command("readlink in; cat in", inputs=(Mount("buffer-rnd-l", "in", c.VINE_MOUNT_SYMLINK),))
     assert pair.run(spec, put("buffer-rnd-l", b"x")).stdout.endswith(b"/cache/buffer-rnd-l\nx")

@@ -423,6 +423,30 @@ def test_outputs_beyond_the_disk_make_the_worker_ask_to_leave() -> None:
     assert bench.core.cache.used_bytes <= 100 * MB or sent(bench.actions, m.LeaveRequest)
 
 
+def small_output(bench: Bench, name: str, level: int) -> list[Any]:
+    """What follows when task 1 has made an output whose bytes the manager wanted."""
+    bench.send(dispatch(1, outputs=(Mount(name, "o"),))._replace(want_inline=(name,), output_levels=(level,)))
+    bench.event(e.Started(1))
+    bench.actions.clear()
+    bench.finish(1, outputs=(m.OutputReport(name, 3, b"h", 0o644, False, b"new"),))
+    assert sent(bench.actions, m.TaskDone)[0].outputs[0].inline == b"new"
+    return bench.actions
+
+
+def test_an_output_that_went_to_the_manager_is_only_kept_when_its_level_says_so_or_it_is_a_temp() -> None:
+    for name, level, kept in (("buffer-o", 0, False), ("buffer-o", 1, True), ("temp-o", 0, True)):
+        bench = Bench()
+        small_output(bench, name, level)
+        assert (name in bench.core.cache.objects) == kept
+
+
+def test_an_output_that_went_to_the_manager_replaces_what_is_here_under_its_name() -> None:
+    bench = Bench()
+    bench.send(put("buffer-o", 8))
+    assert of(small_output(bench, "buffer-o", 0), e.StoreInline)[0].data == b"new"
+    assert bench.core.cache.objects["buffer-o"].size_bytes == 3
+
+
 def test_an_upload_of_something_absent_fails_at_once() -> None:
     assert sent(Bench().send(m.Upload(4, "temp-x", 10.0)), m.UploadFailed)[0].transfer_id == 4
 
