@@ -156,9 +156,9 @@ def _groups(core: ManagerCore, shapes: list[_Asked]) -> list[Record]:
     merged: dict[tuple[object, ...], Record] = {}
     for shape, task, count in _sample(core):
         parts = [_part(core, task, shape, asked) for asked in shapes]
-        pace = core.dispatcher.pace.get(shape.category)
-        record = merged.setdefault((shape.category, pace, *parts), {
-            "category": shape.category, "tasks": 0.0, "seconds": pace, "parts": parts,
+        pace = core.dispatcher.pace.get(shape.family.category)
+        record = merged.setdefault((shape.family.category, pace, *parts), {
+            "category": shape.family.category, "tasks": 0.0, "seconds": pace, "parts": parts,
             "asks": _resources(task.spec.resources)})
         record["tasks"] += count
     return list(merged.values())
@@ -177,11 +177,11 @@ def _sample(core: ManagerCore) -> Iterator[tuple[Shape, TaskRecord, float]]:
 
 def _part(core: ManagerCore, task: TaskRecord, shape: Shape, asked: _Asked) -> float:
     """Share of such a worker that one task takes, 0 when it cannot run there."""
-    if not shape.features <= asked.features:
+    if not shape.family.features <= asked.features:
         return 0.0
-    if asked.walltime_s and shape.time_min_s > asked.walltime_s:
+    if asked.walltime_s and shape.family.time_min_s > asked.walltime_s:
         return 0.0
-    category = core.books.categories.get(shape.category)
+    category = core.books.categories.get(shape.family.category)
     request = task.spec.resources
     totals = asked.totals
     given = allocate(request, category.effective_max(request, task.id, task.exhausted),

@@ -28,9 +28,10 @@ from taskvine_core.manager.books import Books
 from taskvine_core.manager.events import CancelUpload, Complete, TaskOutcome, TaskTimes
 from taskvine_core.manager.lineage import Lineage
 from taskvine_core.manager.placement import Placement
-from taskvine_core.manager.ready import Shape
+from taskvine_core.manager.ready import Family, Level, Shape
 from taskvine_core.manager.records import PRIORITY_NORMAL, FileRecord, Run, TaskRecord, Totals, WorkerRecord
 from taskvine_core.manager.staging import Staging
+from taskvine_core.manager.turns import Turn
 from taskvine_core.protocol.messages import NOT_MEASURED, Dispatch, Kill, Recall
 from taskvine_core.resources import ZERO, Resources
 
@@ -146,28 +147,52 @@ class Dispatcher:
             grown = list(index.grown)
             index.grown.clear()
             ready.fresh = False
-            for shape in ready.in_order():
-                self._place_shape(shape, grown)
+            self._pass(grown)
         ready.fresh = self._held_back
 
-    def _place_shape(self, shape: Shape, grown: list[WorkerRecord]) -> None:
-        category = self.books.categories.get(shape.category)
-        candidates = deque(grown)
-        while (task := shape.head()) is not None:
+    def _pass(self, grown: list[WorkerRecord]) -> None:
+        """Every family has its turn, and a further one after those that had tasks of higher priority than its next."""
+        placement = self.placement
+        turns = [(rank, Turn(family, grown, placement, self._may_queue))
+                 for family in self.books.ready.in_order() if (rank := family.rank()) is not None]
+        while turns:
+            _, turn = heappop(turns)
+            self._take_turn(turn, turns[0][0][:2] if turns else None)
+            if turn.interrupted and (rank := turn.family.rank()) is not None:
+                heappush(turns, (rank, turn))
+            elif turn.family.unfinished:
+                self._held_back = True
+
+    def _take_turn(self, turn: Turn, until: Level | None) -> None:
+        """Place tasks of a family, of this priority or a higher one."""
+        family = turn.family
+        category = self.books.categories.get(family.category)
+        turn.interrupted = False
+        while (choice := turn.next(self.books.now)) is not None:
+            shape, anywhere = choice
+            task = shape.head()
+            if task is None:
+                return
+            if until is not None and (-task.manager_priority, -task.spec.priority) > until:
+                turn.interrupted = True
+                return
             if 0 <= category.max_concurrent <= category.running:
-                shape.saturated = False  # room that grows meanwhile is not offered to it: look everywhere afterwards
+                family.look_again()  # room that grows meanwhile is not offered to it: look everywhere afterwards
                 self._held_back = True
                 return
-            if not self._still_possible(task, shape):
+            if not self._still_possible(task, family):
                 continue
-            if not self._place_one(task, shape, candidates):
-                return
+            if anywhere:
+                if not self._place_anywhere(task, shape):
+                    family.file(shape)
+            elif not self._place_grown(task, shape, turn.workers):
+                turn.too_large(shape)
 
-    def _still_possible(self, task: TaskRecord, shape: Shape) -> bool:
+    def _still_possible(self, task: TaskRecord, family: Family) -> bool:
         """Look at a head task's inputs once more; when one is gone the task leaves the queue."""
         if not task.spec.inputs:
             return True
-        if shape.fixed and self.placement.fixed_is_nowhere(task):
+        if family.fixed and self.placement.fixed_is_nowhere(task):
             self.fail(task, VINE_RESULT_FIXED_LOCATION_MISSING, "no connected worker holds its strict inputs")
             return False
         files = self.books.files
@@ -178,39 +203,30 @@ class Dispatcher:
                 return False
         return True
 
-    def _place_one(self, task: TaskRecord, shape: Shape, candidates: deque[WorkerRecord]) -> bool:
-        """Place the head of a shape, or a better one for the worker at hand; False when nothing has room."""
+    def _place_anywhere(self, task: TaskRecord, shape: Shape) -> bool:
+        """Place the head of a shape where it is best; False when no worker has room."""
+        found = self.placement.choose(task, shape, self.books.now)
+        if found is None:
+            return False
+        self.books.ready.take(shape)
+        self._commit(task, *found, queued=False)
+        return True
+
+    def _place_grown(self, task: TaskRecord, shape: Shape, workers: deque[WorkerRecord]) -> bool:
+        """Place the head of a shape, or a better one of it for the worker at hand, which is the first."""
         books, placement = self.books, self.placement
-        if not shape.saturated:
-            found = placement.choose(task, shape, books.now)
+        if shape.any_inputs:
+            found = placement.by_locality_among(task, shape, workers, books.now)
             if found is not None:
                 books.ready.take(shape)
                 self._commit(task, *found, queued=False)
                 return True
-            shape.saturated = True
-        elif shape.any_inputs and candidates:
-            found = placement.by_locality_among(task, shape, candidates, books.now)
-            if found is not None:
-                books.ready.take(shape)
-                self._commit(task, *found, queued=False)
-                return True
-        while candidates:
-            worker = candidates[0]
-            if worker.bucket <= placement.counts_as_full(task) and not self._may_queue(shape, worker):
-                candidates.popleft()
-                continue
-            position = placement.most_local(shape, worker)
-            best = shape.at(position) if position else task
-            if self._place_on(best, shape, position, worker):
-                return True
-            candidates.popleft()
-        return False
+        position = placement.most_local(shape, workers[0])
+        return self._place_on(shape.at(position) if position else task, shape, position, workers[0])
 
     def _place_on(self, task: TaskRecord, shape: Shape, position: int, worker: WorkerRecord) -> bool:
         """Give a task to this worker if it has room, or may hold it in its own queue."""
         books, placement = self.books, self.placement
-        if shape.fixed and not all(m.name in worker.files for m in task.spec.inputs):
-            return False
         allocation = placement.room_at(task, shape, worker, books.now)
         if allocation is not None and not worker.queued:
             books.ready.take(shape, position)
@@ -225,17 +241,18 @@ class Dispatcher:
 
     def _ahead(self, task: TaskRecord, shape: Shape, worker: WorkerRecord) -> Resources | None:
         """The allocation if the worker may hold the task beyond its room."""
-        if not self._may_queue(shape, worker) or not self.placement.eligible(shape, worker, self.books.now):
+        family = shape.family
+        if not self._may_queue(family, worker) or not self.placement.eligible(family, worker, self.books.now):
             return None
         allocation = self.placement.allocation(task, shape, worker)
         if allocation.gpus > 0 or not self.placement.fits_empty(allocation, worker):
             return None
         return allocation
 
-    def _may_queue(self, shape: Shape, worker: WorkerRecord) -> bool:
+    def _may_queue(self, family: Family, worker: WorkerRecord) -> bool:
         """May the worker hold one more task beyond its room? Only short, ordinary ones, and not many."""
-        pace = self.pace.get(shape.category)
-        if pace is None or shape.exhausted:
+        pace = self.pace.get(family.category)
+        if pace is None or family.exhausted:
             return False
         depth = min(QUEUE_AHEAD_MAX, int(QUEUE_AHEAD_S * max(1, len(worker.running)) / max(pace, SHORTEST_S)))
         return len(worker.queued) < depth

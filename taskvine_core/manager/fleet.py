@@ -335,11 +335,11 @@ class Fleet:
         if largest is None or books.now < self._next_large_check:
             return
         self._next_large_check = books.now + books.tuning.large_task_check_interval_s
-        for name, index in (("cores", 0), ("MB of memory", 1), ("MB of disk", 2), ("gpus", 3)):
-            most = max((shape.resources[index] for shape in books.ready.shapes.values() if shape.count), default=0)
-            if most > largest[index]:
+        names = ("cores", "MB of memory", "MB of disk", "gpus")
+        for name, most, available in zip(names, books.ready.most_asked(), largest, strict=True):
+            if most > available:
                 books.out.append(Notice(f"there are tasks that need {most} {name}; the largest connected worker has "
-                                        f"{largest[index]}: they wait until a larger one joins"))
+                                        f"{available}: they wait until a larger one joins"))
 
     def _check_slow(self) -> None:
         """Tasks far slower than their category's mean are taken off; a second alarm in a row removes the worker."""

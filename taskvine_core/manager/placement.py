@@ -23,8 +23,9 @@ from taskvine_core.constants import (
 from taskvine_core.manager.allocation import allocate
 from taskvine_core.manager.categories import Categories
 from taskvine_core.manager.index import WorkerIndex
-from taskvine_core.manager.ready import ReadyQueue, Shape
+from taskvine_core.manager.ready import Family, ReadyQueue, Shape
 from taskvine_core.manager.records import MB, FileRecord, TaskRecord, WorkerRecord
+from taskvine_core.manager.sizes import Size
 from taskvine_core.manager.states import REPLICA_READY
 from taskvine_core.manager.tuning import Tuning
 from taskvine_core.resources import Resources
@@ -33,6 +34,8 @@ from taskvine_core.resources import Resources
 WIDELY_HELD = 64
 #: Allocations remembered per shape before the memo is started anew (the cache's size is part of the key).
 MEMO_MAX = 4096
+#: A room everything fits into.
+ANYTHING: Size = (1 << 60, 1 << 60, 1 << 60, 1 << 60)
 #: Tasks of one shape compared for the most local one when a worker asks for work.
 LOCAL_DEPTH = 16
 
@@ -56,7 +59,7 @@ class Placement:
 
     def allocation(self, task: TaskRecord, shape: Shape, worker: WorkerRecord) -> Resources:
         """What the task would get at this worker (section 10.2)."""
-        category = self.categories.get(shape.category)
+        category = self.categories.get(shape.family.category)
         available_disk = worker.totals.disk_mb - worker.cache_mb
         if task.spec.inputs:
             available_disk -= self.input_bytes(task) // MB
@@ -113,33 +116,59 @@ class Placement:
         return (allocation[0] <= totals[0] and allocation[1] <= totals[1] and allocation[3] <= totals[3]
                 and allocation[2] + worker.cache_mb <= totals[2])
 
-    def eligible(self, shape: Shape, worker: WorkerRecord, now: float) -> bool:
+    def eligible(self, family: Family, worker: WorkerRecord, now: float) -> bool:
         """Everything of section 9.4 that is not about room."""
-        if worker.bucket < 0 or not shape.features <= worker.features:
+        if worker.bucket < 0 or not family.features <= worker.features:
             return False
-        return not (worker.end_time and shape.time_min_s and worker.end_time < now + shape.time_min_s)
+        return not (worker.end_time and family.time_min_s and worker.end_time < now + family.time_min_s)
 
     def room_at(self, task: TaskRecord, shape: Shape, worker: WorkerRecord, now: float) -> Resources | None:
         """The allocation if the task can run there now, else None."""
-        if not self.eligible(shape, worker, now):
+        if not self.eligible(shape.family, worker, now):
             return None
         allocation = self.allocation(task, shape, worker)
         if not self.fits(allocation, worker):
             return None
         return allocation
 
+    def free_at(self, worker: WorkerRecord) -> Size:
+        """What is free there, counted as ``fits`` counts it."""
+        used, totals, many = worker.in_use, worker.totals, self.tuning.resource_submit_multiplier
+        disk = totals[2] - used[2] - worker.cache_mb
+        if many == 1.0:
+            return totals[0] - used[0], totals[1] - used[1], disk, totals[3] - used[3]
+        cores, memory, gpus = (int(min(have, -(-have * many // 1) - taken))
+                               for have, taken in ((totals[i], used[i]) for i in (0, 1, 3)))
+        return cores, memory, disk, gpus
+
+    def may_fit(self, shape: Shape) -> bool:
+        """False when it is known, without looking at workers, that none has room."""
+        least = self._least(shape)
+        return least is None or self.index.may_have(least)
+
+    def roof(self) -> Size:
+        """At most so much of each resource is free at any worker, as far as the index can tell."""
+        return self.index.roof() if self.tuning.resource_submit_multiplier == 1.0 else ANYTHING
+
+    def _least(self, shape: Shape) -> Size | None:
+        """What must be free for it; None where free resources are not what the index counts."""
+        if self.tuning.resource_submit_multiplier != 1.0:
+            return None
+        cores, memory, disk, gpus = shape.size
+        return (cores if shape.family.gpus else max(1, cores)), memory, disk, gpus
+
     # ------------------------------------------------------------------ choice
 
     def choose(self, task: TaskRecord, shape: Shape, now: float) -> tuple[WorkerRecord, Resources] | None:
         """The best worker for a task among all that have room, by its scheduler."""
-        if shape.fixed:
+        if shape.family.fixed:
             return self._first(task, shape, self._holders_of_fixed(task), now)
-        scheduler = shape.scheduler or self.default_scheduler
+        scheduler = shape.family.scheduler or self.default_scheduler
         if scheduler == VINE_SCHEDULE_FILES:
             found = self.by_locality(task, shape, now)
             if found is not None:
                 return found
-        candidates = self.index.by_room(include_full=self.counts_as_full(task) < 0)
+        candidates = self.index.by_room(self._least(shape), include_full=self.counts_as_full(shape.family) < 0)
         if scheduler in (VINE_SCHEDULE_FILES, VINE_SCHEDULE_WORST):
             return self._first(task, shape, candidates, now)
         return self._sampled(task, shape, candidates, scheduler, now)
@@ -176,7 +205,7 @@ class Placement:
                 for key, state in file.replicas.items():
                     if state == REPLICA_READY:
                         held[key] = held.get(key, 0) + weight
-        full = self.counts_as_full(task)
+        full = self.counts_as_full(shape.family)
         for key in sorted(held, key=held.__getitem__, reverse=True):
             worker = self.workers[key]
             if worker.bucket <= full:
@@ -190,7 +219,7 @@ class Placement:
                           now: float) -> tuple[WorkerRecord, Resources] | None:
         """The same among a few workers whose room has grown: the only ones worth a look for a saturated shape."""
         best: tuple[WorkerRecord, Resources] | None = None
-        most, full = 0, self.counts_as_full(task)
+        most, full = 0, self.counts_as_full(shape.family)
         for worker in islice(candidates, LOCAL_DEPTH):
             if worker.bucket <= full or (held := self.bytes_at(task, worker)) <= most:
                 continue
@@ -199,13 +228,15 @@ class Placement:
                 best, most = (worker, allocation), held
         return best
 
-    def counts_as_full(self, task: TaskRecord) -> int:
-        """Workers in this bucket (free cores) or below cannot take the task; most can be told so without arithmetic."""
-        return -1 if task.spec.resources.gpus > 0 or self.tuning.resource_submit_multiplier != 1.0 else 0
+    def counts_as_full(self, family: Family) -> int:
+        """Workers in this bucket (free cores) or below can take none of it; most can be told so without arithmetic."""
+        return -1 if family.gpus or self.tuning.resource_submit_multiplier != 1.0 else 0
 
     def most_local(self, shape: Shape, worker: WorkerRecord) -> int:
         """Position, among the first tasks of a shape, of the one with most input bytes at this worker."""
-        if not shape.any_inputs or shape.fixed or (shape.scheduler or self.default_scheduler) != VINE_SCHEDULE_FILES:
+        if not shape.any_inputs or shape.family.fixed:
+            return 0
+        if (shape.family.scheduler or self.default_scheduler) != VINE_SCHEDULE_FILES:
             return 0
         best, best_bytes = 0, 0
         for position, task in shape.top(LOCAL_DEPTH):

@@ -81,10 +81,9 @@ def refresh_stats(core: ManagerCore) -> None:
 def _able(core: ManagerCore) -> int:
     """Workers that could run the largest waiting task."""
     books = core.books
-    shapes = [shape for shape in books.ready.shapes.values() if shape.count]
-    if not shapes:
+    if not books.ready.count:
         return len(books.workers)
-    largest = Resources(*(max(s.resources[i] for s in shapes) for i in range(4)))
+    largest = Resources(*books.ready.most_asked())
     return sum(1 for w in books.workers.values() if largest.fits_in(w.totals))
 
 
@@ -177,8 +176,8 @@ def idle_s(worker: WorkerRecord, now: float) -> float:
 def _categories(core: ManagerCore) -> list[Record]:
     books = core.books
     waiting: Counter[str] = Counter()
-    for shape in books.ready.shapes.values():
-        waiting[shape.category] += shape.count
+    for family in books.ready.families.values():
+        waiting[family.category] += family.count
     return [_category(core, category, waiting[category.name]) for category in books.categories]
 
 

@@ -36,11 +36,13 @@ def ready_task(task_id: int, priority: float = 0.0, manager_priority: int = 0, *
 
 def order(queue: ReadyQueue) -> list[int]:
     ids = []
-    while shapes := queue.in_order():
-        task = shapes[0].head()
+    while families := queue.in_order():
+        shape = families[0].best()
+        assert shape is not None
+        task = shape.head()
         assert task is not None
         ids.append(task.id)
-        queue.take(shapes[0])
+        queue.take(shape)
     return ids
 
 
