@@ -158,8 +158,8 @@ class Dispatcher:
         while turns:
             _, turn = heappop(turns)
             self._take_turn(turn, turns[0][0][:2] if turns else None)
-            if turn.interrupted and (rank := turn.family.rank()) is not None:
-                heappush(turns, (rank, turn))
+            if turn.postponed is not None:
+                heappush(turns, (turn.postponed, turn))
             elif turn.family.unfinished:
                 self._held_back = True
 
@@ -167,14 +167,15 @@ class Dispatcher:
         """Place tasks of a family, of this priority or a higher one."""
         family = turn.family
         category = self.books.categories.get(family.category)
-        turn.interrupted = False
+        turn.postponed = None
         while (choice := turn.next(self.books.now)) is not None:
             shape, anywhere = choice
             task = shape.head()
             if task is None:
                 return
-            if until is not None and (-task.manager_priority, -task.spec.priority) > until:
-                turn.interrupted = True
+            level = (-task.manager_priority, -task.spec.priority)
+            if until is not None and level > until:
+                turn.postponed = (*level, task.id)
                 return
             if 0 <= category.max_concurrent <= category.running:
                 family.look_again()  # room that grows meanwhile is not offered to it: look everywhere afterwards

@@ -28,6 +28,7 @@ def check_invariants(core: ManagerCore) -> None:
     _check_files(core.books)
     kept = [len(file.kept[0]) + KEPT_OVERHEAD_BYTES for file in core.books.files.values() if file.kept is not None]
     assert sum(kept) == core.staging.kept_bytes, f"{sum(kept)} bytes are kept, staging says {core.staging.kept_bytes}"
+    _check_queue(core.books)
     _check_transfers(core.books)
     _check_leaving(core)
 
@@ -56,6 +57,24 @@ def _check_tasks(core: ManagerCore) -> None:
     assert ready == books.ready.count, f"{ready} tasks stand in the queue, it says {books.ready.count}"
     assert blocked == core.lineage.blocked, f"{blocked} tasks are blocked, lineage says {core.lineage.blocked}"
     assert users == core.user_tasks, f"{users} user tasks, counter says {core.user_tasks}"
+
+
+def _check_queue(books: Books) -> None:
+    waiting: dict[object, int] = {}
+    for shape in books.ready.shapes.values():
+        family = shape.family
+        assert books.ready.families.get(family.key) is family, f"a shape belongs to no family: {shape.key}"
+        assert shape.count == sum(1 for _ in shape.tasks()), f"{shape.key}: {shape.count} tasks are said to be here"
+        waiting[family.key] = waiting.get(family.key, 0) + shape.count
+        if family.tree is not None:
+            assert shape.count and shape.rank == shape.best_rank(), f"{shape.key} does not stand at its place"
+    for family in books.ready.families.values():
+        assert family.count == waiting.get(family.key, 0), f"{family.key}: {family.count} tasks are said to be here"
+        if family.tree is not None:
+            shapes = [*family.tree.items(), *family.all_unseen()]
+            mine = [shape for shape in books.ready.shapes.values() if shape.family is family]
+            assert sorted(shape.rank or () for shape in shapes) == sorted(shape.rank or () for shape in mine)
+            assert family.tree.count == sum(1 for _ in family.tree.items())
 
 
 def _check_worker(books: Books, worker: WorkerRecord) -> None:

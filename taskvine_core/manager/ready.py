@@ -202,7 +202,8 @@ class Family:
 
     def all_unseen(self) -> Iterator[Shape]:
         """Every one of those."""
-        return (shape for rank, shape in self._unseen if shape.rank == rank and not shape.filed)
+        # one that went and came back under the same rank is in the heap twice
+        return iter(dict.fromkeys(s for rank, s in self._unseen if s.rank == rank and not s.filed))
 
     def file(self, shape: Shape) -> None:
         """No worker has room for it."""
@@ -312,6 +313,8 @@ class ReadyQueue:
             family.refile(shape)
             if not shape.count:
                 del self.shapes[shape.key]
+        elif not shape.count:
+            shape.saturated = False  # room that is left over has been offered to nobody
 
     def in_order(self) -> list[Family]:
         """Families with tasks, best first; empty ones are forgotten."""

@@ -100,6 +100,10 @@ class SizeTree(Generic[T]):
         for leaf in _leaves(self._root):
             yield from leaf.items  # type: ignore[misc]
 
+    def lowest(self) -> Size:
+        """The least of each resource that any entry asks for; there must be one."""
+        return self._root.lowest()
+
     def largest(self) -> Size:
         """The most of each resource that any entry asks for, 0 without entries; O(n), but quick."""
         most = [0, 0, 0, 0]

@@ -22,7 +22,7 @@ class Turn:
     def __init__(self, family: Family, grown: Iterable[WorkerRecord], placement: Placement,
                  may_queue: MayQueue) -> None:
         self.family = family
-        self.interrupted = False  # by a family whose next task has priority
+        self.postponed: Rank | None = None  # rank of its next task, when others have priority over that
         self.workers = deque(grown)
         self._placement = placement
         self._may_queue = may_queue

@@ -56,9 +56,10 @@ class Story:
         self.workers = workers
         self.tasks = tasks
         self.gpus = rng.random() < 0.5
+        self.sizes = seed % 2 == 1
         self.restarts = rng.random() < 0.2
         self.over = False
-        self.program = RandomProgram(self.world, rng, "a", gpus=self.gpus)
+        self.program = RandomProgram(self.world, rng, "a", gpus=self.gpus, sizes=self.sizes)
 
     def run(self) -> World:
         """Play it; SimulationError when a rule is broken."""
@@ -98,7 +99,7 @@ class Story:
         self._let_pass(rng.uniform(0, 5))
         world.restart_manager("second")
         self._set_up_manager()
-        self.program = RandomProgram(world, rng, "b", gpus=self.gpus)
+        self.program = RandomProgram(world, rng, "b", gpus=self.gpus, sizes=self.sizes)
         self._submit_all()
 
     def _join(self) -> None:

@@ -45,13 +45,15 @@ SOON_S = 20.0
 
 
 class RandomProgram:
-    """Submits random tasks to a world. ``prefix`` keeps the names of several programs apart."""
+    """Submits random tasks to a world. ``prefix`` keeps the names of several programs apart, ``sizes``: nearly every
+    task asks for other amounts."""
 
-    def __init__(self, world: World, rng: Random, prefix: str, *, gpus: bool) -> None:
+    def __init__(self, world: World, rng: Random, prefix: str, *, gpus: bool, sizes: bool) -> None:
         self.world = world
         self.rng = rng
         self.prefix = prefix
         self.requests = (*REQUESTS, GPU_REQUEST) if gpus else REQUESTS
+        self.sizes = sizes
         self.declared: set[str] = set()
         self.shared: list[str] = []
         self.temps: list[str] = []
@@ -122,7 +124,7 @@ class RandomProgram:
                 command,
                 inputs=tuple(inputs),
                 outputs=tuple(outputs),
-                resources=rng.choice(self.requests),
+                resources=self._request(),
                 category=rng.choice(("a", "b")),
                 priority=rng.choice((0.0, 0.0, 1.0)),
             ),
@@ -135,6 +137,12 @@ class RandomProgram:
         self.allowed[task_id] = allowed
         self._change_mind(task_id, outputs)
         return task_id
+
+    def _request(self) -> Resources:
+        rng, request = self.rng, self.rng.choice(self.requests)
+        if not self.sizes:
+            return request
+        return Resources(*(rng.randint(1, amount) if amount > 1 else amount for amount in request))
 
     def _inputs(self, allowed: set[int]) -> list[Mount]:
         rng = self.rng
