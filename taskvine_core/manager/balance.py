@@ -26,7 +26,7 @@ class Balance:
         if file.decl.kind != VINE_TEMP:
             return
         if len(file.replicas) < tuning.temp_replica_count:
-            self.staging.wants_copies(file)
+            self.staging.copies.wants(file)
         if tuning.shift_disk_load and len(file.replicas) <= tuning.temp_replica_count:
             self._shift(file, worker)
         if tuning.clean_redundant_replicas:

@@ -81,7 +81,7 @@ class ManagerCore:
         self.dispatcher.dispatch()
         if self.books.leaving:
             self.fleet.check_draining()
-        self.staging.copy_some()
+        self.staging.copies.start_some()
         out, books.out = books.out, []
         return out
 

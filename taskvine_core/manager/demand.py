@@ -208,7 +208,7 @@ def share(given: Resources, totals: Resources) -> float:
 
 
 def _worker(core: ManagerCore, worker: WorkerRecord) -> Record:
-    sole = sum(max(0, f.size) for f in worker.files.values() if core.staging.is_sole(f, worker))
+    sole = sum(max(0, f.size) for f in worker.files.values() if core.staging.copies.is_sole(f, worker))
     return {
         "worker_id": worker.id, "job_id": worker.hello.job_id, "factory_name": worker.hello.factory_name,
         "hostname": worker.hello.hostname, "state": worker_state(worker), "idle_s": idle_s(worker, core.books.now),

@@ -196,7 +196,7 @@ class Fleet:
         self.drain(worker, request.reason)
 
     def _holds_sole(self, worker: WorkerRecord) -> bool:
-        return any(self.staging.is_sole(file, worker) for file in worker.files.values())
+        return any(self.staging.copies.is_sole(file, worker) for file in worker.files.values())
 
     def drain(self, worker: WorkerRecord, reason: str, *, leave: bool = True) -> None:
         """No new tasks; what waits in its queue comes back; it leaves when it may."""
@@ -207,7 +207,7 @@ class Fleet:
         worker.leave_exit = leave
         self.books.index.remove(worker)
         self.draining[worker.key] = worker
-        self.staging.drains(worker)
+        self.staging.copies.drains(worker)
         if worker.queued:
             self.books.send(worker, Recall(tuple(worker.queued)))
 
@@ -224,12 +224,12 @@ class Fleet:
         leaving, self.books.leaving = self.books.leaving, {}
         for worker in leaving:
             held_up = worker.sole is None or worker.busy or worker.outgoing
-            if not held_up and not self.staging.save_one(worker):
+            if not held_up and not self.staging.copies.save_one(worker):
                 self._release(worker)
 
     def _drains_no_more(self, worker: WorkerRecord) -> None:
         self.draining.pop(worker.key, None)
-        self.staging.drains_no_more(worker)
+        self.staging.copies.drains_no_more(worker)
 
     def _release(self, worker: WorkerRecord) -> None:
         self._to(worker, WORKER_LEAVING)

@@ -130,5 +130,5 @@ def _check_leaving(core: ManagerCore) -> None:
     for worker in core.books.workers.values():
         assert (worker.sole is not None) == (worker.state == WORKER_DRAINING) == (worker.key in core.fleet.draining)
         if worker.sole is not None:
-            sole = {file.name for file in worker.files.values() if core.staging.is_sole(file, worker)}
+            sole = {file.name for file in worker.files.values() if core.staging.copies.is_sole(file, worker)}
             assert sole <= {file.name for file in worker.sole}, f"{worker.id} would leave with a temp only it holds"

@@ -3,7 +3,8 @@
 
 Owns replicas and transfers. A file many workers want spreads as a tree: its origin serves few copies, each worker that
 has it serves more. A failed source rests (exponentially, not a fixed 15 s) while other sources, a relay through the
-manager, or the recovery of a temp take over. Must not know tasks beyond telling `Needs` that a file cannot come.
+manager, or the recovery of a temp take over. Which temps want more copies is in copies.py. Must not know tasks beyond
+telling `Needs` that a file cannot come.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Protocol
 
 from taskvine_core.constants import (
     VINE_BUFFER,
-    VINE_CACHE_LEVEL_WORKFLOW,
     VINE_FILE,
     VINE_MINI_TASK,
     VINE_TEMP,
     VINE_URL,
 )
 from taskvine_core.manager.books import Books
+from taskvine_core.manager.copies import Copies
 from taskvine_core.manager.events import CancelUpload, CheckLocal, ExpectUpload, SenderGone, SendLocal
 from taskvine_core.manager.outliers import TransferRate
 from taskvine_core.manager.records import (
@@ -110,10 +111,7 @@ class Staging:
         self._retry: list[tuple[float, str]] = []
         self._rate = TransferRate(books.tuning)
         self.kept_bytes = 0
-        self.draining = 0  # workers whose sole temps are known
-        self.crowded: dict[WorkerRecord, None] = {}  # of those, whose temps found nobody with room for the moment
-        self._thin: dict[str, FileRecord] = {}
-        self._unplaced: dict[str, FileRecord] = {}  # thin, and nobody could take a copy when we looked
+        self.copies = Copies(books, self.bring)
 
     # ------------------------------------------------------------------ bringing
 
@@ -158,8 +156,7 @@ class Staging:
             self.kept_bytes -= len(file.kept[0]) + KEPT_OVERHEAD_BYTES
             file.kept = None
         file.at_manager = False
-        if self.draining:
-            self._may_be_sole(file)
+        self.copies.may_be_sole(file)
 
     def _wait(self, file: FileRecord, worker: WorkerRecord) -> None:
         if file.pending is None:
@@ -345,7 +342,7 @@ class Staging:
         file.ready += 1
         if file.ready == 1:
             if worker.sole is not None:
-                self._may_be_sole(file)
+                self.copies.may_be_sole(file)
             self.needs.file_available(file)
         if file.pending:
             self._kick(file)
@@ -435,10 +432,7 @@ class Staging:
         del self.books.transfers[transfer_id]
         self._release_source(transfer)
         worker.incoming -= 1
-        if self.crowded:
-            waiting = next(iter(self.crowded))
-            del self.crowded[waiting]
-            self.books.look_at_leaving(waiting)  # here is room for a copy
+        self.copies.room_again()
         return transfer
 
     def _release_source(self, transfer: Transfer) -> None:
@@ -471,9 +465,7 @@ class Staging:
 
     def retry_due(self) -> None:
         """Look again at files whose sources have rested, and for room for more copies of temps."""
-        if self._unplaced:
-            self._thin.update(self._unplaced)
-            self._unplaced.clear()
+        self.copies.look_again()
         while self._retry and self._retry[0][0] <= self.books.now:
             file = self.books.files.get(heappop(self._retry)[1])
             if file is not None:
@@ -501,11 +493,11 @@ class Staging:
             file.ready -= 1
             if not file.ready:
                 self.needs.file_lost(file)
-            elif self.draining:
-                self._may_be_sole(file)
+            else:
+                self.copies.may_be_sole(file)
         self.books.look_at_leaving(worker)
         if file.ready and file.decl.kind == VINE_TEMP and len(file.replicas) < self.books.tuning.temp_replica_count:
-            self.wants_copies(file)
+            self.copies.wants(file)
 
     def unlink(self, file: FileRecord, worker: WorkerRecord) -> None:
         """Delete one replica."""
@@ -557,90 +549,3 @@ class Staging:
                     del books.offered[name]
         self.kick_some()
         return uploads
-
-    # ------------------------------------------------------------------ copies of temps
-
-    def wants_copies(self, file: FileRecord) -> None:
-        """A temp has fewer replicas than temp-replica-count: copy it when there is time."""
-        self._thin[file.name] = file
-
-    def copy_some(self) -> None:
-        """Start copies of thinly held temps, at most transfer-replica-per-cycle."""
-        wanted = self.books.tuning.temp_replica_count
-        for file in list(self._thin.values())[: self.books.tuning.transfer_replica_per_cycle]:
-            if not file.needed or not file.ready or len(file.replicas) >= wanted:
-                del self._thin[file.name]
-            elif not self.replicate(file):
-                del self._thin[file.name]
-                self._unplaced[file.name] = file
-
-    def replicate(self, file: FileRecord) -> bool:
-        """Copy a temp to one more worker, the one with most free disk; False when nobody can take it now."""
-        limit = self.books.tuning.worker_source_max_transfers
-        best: WorkerRecord | None = None
-        room = 0
-        for worker in self.books.workers.values():
-            if worker.key in file.replicas or worker.state or worker.incoming >= limit:
-                continue
-            free = worker.totals.disk_mb - worker.in_use.disk_mb - worker.cache_mb
-            if free > max(room, max(0, file.size) // MB):
-                best, room = worker, free
-        if best is None:
-            return False
-        file.level = max(file.level, VINE_CACHE_LEVEL_WORKFLOW)
-        self.bring(file, best)
-        return True
-
-    def drains(self, worker: WorkerRecord) -> None:
-        """From now on know which temps lie only at this worker, without a walk over all it holds."""
-        self.draining += 1
-        worker.sole = deque(file for file in worker.files.values() if self.is_sole(file, worker))
-        self.books.look_at_leaving(worker)
-
-    def drains_no_more(self, worker: WorkerRecord) -> None:
-        """It is gone, or serves again."""
-        if worker.sole is not None:
-            self.draining -= 1
-            worker.sole = None
-            self.books.leaving.pop(worker, None)
-            self.crowded.pop(worker, None)
-
-    def _may_be_sole(self, file: FileRecord) -> None:
-        """Note it at the draining worker that now holds the only copy of a temp, if one does."""
-        if file.ready != 1 or file.decl.kind != VINE_TEMP:
-            return
-        for key, state in file.replicas.items():
-            if state == REPLICA_READY:
-                worker = self.books.workers.get(key)
-                if worker is not None and worker.sole is not None:
-                    worker.sole.append(file)
-                    self.books.leaving[worker] = None
-                return
-
-    def save_one(self, worker: WorkerRecord) -> bool:
-        """Have one temp that only this draining worker holds copied elsewhere; False when there is none left, or when
-        no worker has room for any of them."""
-        sole, crowded = worker.sole, False
-        assert sole is not None
-        for _ in range(len(sole)):
-            file = sole.popleft()
-            if not self.is_sole(file, worker):
-                continue
-            sole.append(file)  # until it is seen to lie elsewhere; the others come first, next time
-            if len(file.replicas) > 1 or self.replicate(file):
-                return True
-            crowded = crowded or self._somebody_could_hold(file)
-        if crowded:
-            self.crowded[worker] = None
-        return crowded
-
-    def _somebody_could_hold(self, file: FileRecord) -> bool:
-        """Would a worker have room for one more copy, were it not taking in others?"""
-        size_mb = max(0, file.size) // MB
-        return any(worker.totals.disk_mb - worker.in_use.disk_mb - worker.cache_mb > size_mb
-                   for worker in self.books.workers.values() if not worker.state and worker.key not in file.replicas)
-
-    def is_sole(self, file: FileRecord, worker: WorkerRecord) -> bool:
-        """Does only this worker hold a temp that is still needed?"""
-        return (file.decl.kind == VINE_TEMP and file.needed and file.ready == 1 and not file.at_manager
-                and file.replicas.get(worker.key) == REPLICA_READY)

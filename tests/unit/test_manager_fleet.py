@@ -325,14 +325,14 @@ def test_an_event_does_not_look_at_the_files_of_draining_workers_it_does_not_con
     rig.tell(ev.DrainHost(f"host{home}", True))
     other = rig.join()
     looked_at: list[str] = []
-    is_sole = rig.core.staging.is_sole
+    is_sole = rig.core.staging.copies.is_sole
 
     def counting(file: FileRecord, worker: WorkerRecord) -> bool:
         looked_at.append(file.name)
         return is_sole(file, worker)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rig.core.staging, "is_sole", counting)
+        patch.setattr(rig.core.staging.copies, "is_sole", counting)
         patch.setattr(manager_rig, "check_invariants", lambda core: None)
         for _ in range(20):
             rig.finish(rig.submit())
