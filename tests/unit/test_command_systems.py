@@ -538,3 +538,14 @@ def test_a_script_stays_as_long_as_one_element_of_its_array_may_need_it(site: Si
         os.utime(path, (1.0, 1.0))
     client.poll_many("rec")
     assert [path.name for path in scripts.iterdir()] == ["a-1.sh"], "a-1 runs and a-2 waits"
+
+
+@pytest.mark.parametrize("site", ["pbs"], indirect=True)
+def test_a_changed_definition_is_used_from_the_next_submission_on_unless_it_has_become_unusable(site: Site) -> None:
+    client = site.client()
+    for changes, commands in (({"array-size": 1}, 3), ({"array-size": 1, "submit-id": "nothing"}, 3), ({}, 1)):
+        options = {"system": "pbs", **changes}
+        client.reconfigure(client.place._replace(options=check_options(options, OPTIONS, "site")))
+        before = len(site.calls("qsub")) if (site.path / "calls").exists() else 0
+        client.submit_many([request_of(f"a-{n}") for n in (1, 2, 3)])
+        assert len(site.calls("qsub")) - before == commands
