@@ -10,15 +10,27 @@ import contextlib
 import itertools
 import os
 import random
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pytest
 
 from taskvine_core.resources import Resources
-from vine_factory.batch.base import BatchState, BatchSystem, JobHandle, JobRequest, JobStatus, JobTag
+from vine_factory.batch.base import (
+    TAG_VARIABLE,
+    BatchState,
+    BatchSystem,
+    JobHandle,
+    JobRequest,
+    JobStatus,
+    JobTag,
+)
+from vine_factory.batch.place import Place
+from vine_factory.batch.schema import SiteOption, check_options
 
 # Grid Engine says it with SIGUSR2: workers take both signals alike.
 LONG = ("/bin/sh", "-c", "trap 'exit 0' TERM USR2; while :; do sleep 0.05; done")
@@ -26,7 +38,10 @@ STUBBORN = ("/bin/sh", "-c", "trap '' TERM USR2; while :; do sleep 0.05; done")
 FAILING = ("/bin/sh", "-c", "echo good >&1; echo bad news >&2; exit 3")
 SHOUTS = ("/bin/sh", "-c", 'echo "it is $COLOUR"; exit 1')
 
+FROZEN_TIMEOUT_S = 2.0
+
 _numbers = itertools.count(1)
+Client = TypeVar("Client", bound=BatchSystem)
 
 
 class Bench(ABC):
@@ -86,6 +101,64 @@ class Bench(ABC):
         while not condition():
             assert time.monotonic() < deadline, "condition not met in time"
             time.sleep(0.01)
+
+
+class DaemonBench(Bench, Generic[Client]):
+    """A real batch system on this machine: its jobs are processes that all carry their tag.
+
+    Args:
+        options: as in a site file.
+    """
+
+    patience_s = 30.0
+    make: Callable[..., Client]
+    table: tuple[SiteOption, ...]
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        super().__init__(directory)
+        self.options = options
+        self.clients: list[Client] = []
+
+    def place(self) -> Place:
+        """With the bench's options."""
+        return Place(self.factory_id, "pool", self.directory, check_options(self.options, self.table, "bench"))
+
+    def client(self, timeout_s: float = 60.0, directory: Path | None = None) -> Client:
+        place = self.place() if directory is None else self.place()._replace(directory=directory)
+        self.clients.append(type(self).make(place, timeout_s=timeout_s))
+        return self.clients[-1]
+
+    @abstractmethod
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
+        """While the daemon takes connections and says nothing."""
+
+    @contextlib.contextmanager
+    def unreachable(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchSystem]:
+        client = self.client(FROZEN_TIMEOUT_S)
+        with self.frozen():
+            yield client
+
+    def trap_is_set(self, client: BatchSystem, jobs: list[JobHandle]) -> bool:
+        return all(any(not first for _, first in processes_with(TAG_VARIABLE, job.tag.text())) for job in jobs)
+
+    def kill_from_outside(self, status: JobStatus) -> None:
+        # A job may be "running" from when its files are on their way.
+        self.wait(lambda: any(first for _, first in processes_with(TAG_VARIABLE, status.tag.text())))
+        for pid, first in processes_with(TAG_VARIABLE, status.tag.text()):
+            if first:
+                os.kill(pid, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """Every process of a job of this factory, at once: batch systems give stubborn ones some seconds."""
+        prefix = f"{TAG_VARIABLE}={self.factory_id}/".encode()
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):
+                    if b"\0" + prefix in b"\0" + Path(f"/proc/{entry}/environ").read_bytes():
+                        os.kill(int(entry), signal.SIGKILL)
+
+    def nothing_left(self, job: JobHandle) -> bool:
+        return not list(processes_with(TAG_VARIABLE, job.tag.text()))
 
 
 def requests(bench: Bench, command: tuple[str, ...], count: int = 1, **environment: str) -> list[JobRequest]:

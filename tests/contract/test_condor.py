@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from clusters.htcondor import Pool
 
-from contract.bench import FAILING, LONG, ended, requests, running, states, submit, submit_requests
-from contract.bench_condor import FROZEN_TIMEOUT_S, CondorBench
+from contract.bench import FAILING, FROZEN_TIMEOUT_S, LONG, ended, requests, running, states, submit, submit_requests
+from contract.bench_condor import CondorBench
 from taskvine_core.errors import BatchRejected, BatchUnavailable, ConfigError
 from taskvine_core.resources import Resources
 from vine_factory import defaults

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from clusters.slurm import Cluster
 
-from contract.bench import FAILING, LONG, ended, requests, running, states, submit, submit_requests
-from contract.bench_slurm import FROZEN_TIMEOUT_S, SlurmBench
+from contract.bench import FAILING, FROZEN_TIMEOUT_S, LONG, ended, requests, running, states, submit, submit_requests
+from contract.bench_slurm import SlurmBench
 from taskvine_core.errors import BatchRejected, BatchUnavailable
 from taskvine_core.resources import Resources
 from vine_factory import defaults

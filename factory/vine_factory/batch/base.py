@@ -26,6 +26,9 @@ from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from vine_factory.batch.place import Place
 
+TAG_VARIABLE = "VINE_FACTORY_TAG"
+"""Environment variable of every job that holds the text of its tag."""
+
 
 class JobTag(NamedTuple):
     """Identity that travels with the job. ``intent_id`` is unique over all runs of all factories."""

@@ -15,14 +15,13 @@ from taskvine_core.errors import ConfigError
 from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
 from vine_factory import templating
-from vine_factory.batch.base import JobRequest
+from vine_factory.batch.base import TAG_VARIABLE, JobRequest
 from vine_factory.batch.place import Place
 from vine_factory.batch.schema import nearest_hint, shown
 from vine_factory.templating import FilterError, line
 
 JOB_TEMPLATE = "condor/job.sub.j2"
 LAUNCH_TEMPLATE = "condor/launch.sh.j2"
-TAG_VARIABLE = "VINE_FACTORY_TAG"
 
 _DEFAULT = Resources(1, 1024, 1024, 0)
 """What a job asks for where nobody said anything: published values."""

@@ -20,7 +20,6 @@ from vine_factory.batch.place import Place
 from vine_factory.templating import FILTERS, FilterError, line, render
 
 TEMPLATE = "drmaa/job.sh.j2"
-TAG_VARIABLE = "VINE_FACTORY_TAG"
 ARRAY_TASKS = 250
 """Jobs per array: their script is some 100 kB then, and the intents in the context some kB."""
 INTENT_SEPARATOR = "+"

@@ -14,7 +14,7 @@ from pathlib import Path
 from taskvine_core.errors import ConfigError
 from taskvine_core.records import NamedTuple
 from vine_factory import templating
-from vine_factory.batch.base import JobRequest
+from vine_factory.batch.base import TAG_VARIABLE, JobRequest
 from vine_factory.batch.elements import alike, shared
 from vine_factory.batch.place import Place
 from vine_factory.batch.schema import shown
@@ -22,7 +22,6 @@ from vine_factory.batch.slurm_tags import MAX_CHARS, encode
 from vine_factory.templating import FilterError, line
 
 TEMPLATE = "slurm/job.sh.j2"
-TAG_VARIABLE = "VINE_FACTORY_TAG"
 
 _WORD = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
