@@ -35,6 +35,8 @@ from taskvine_core.tls import fingerprint
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from taskvine_core.manager.cached_result import CachedTaskResult
+    from taskvine_core.manager.caching import ResultCache
     from taskvine_core.manager.core import ManagerCore
     from taskvine_core.manager.display import StatusDisplay
 
@@ -82,6 +84,8 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
         self._stats = ManagerStats()
         self._stats_due = 0.0
         self._peer_transfers = True
+        self._results: ResultCache | None = None
+        self._hits: list[CachedTaskResult] = []
         self._table = FileTable()
         self._display = display
         try:
@@ -226,6 +230,31 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
         """
         self._python.preload = checks.module_names(names)
 
+    # ------------------------------------------------------------------ results of earlier runs
+
+    def enable_tasks_cache(self, cache_dir: str | os.PathLike[str] = "vine-cache-outputs",
+                           log_file: str | os.PathLike[str] = "vine-cache.txlog") -> None:
+        """Do not run a task again that has succeeded before: ``wait`` returns a ``CachedTaskResult`` at once.
+
+        Tasks are the same when command or function (with what it uses of the program's own code), arguments,
+        environment variables and the content of inputs are. What is kept may be deleted at any time. While this is on,
+        ``declare_temp`` gives local files. See the user guide for what is not recognised.
+
+        Args:
+            cache_dir: outputs, created when missing.
+            log_file: what is known, one JSON object per line.
+
+        Raises:
+            UsageTypeError: (a TypeError) one of them is no path.
+            UsageError: (a ValueError) one of them cannot be used, or others may write to it.
+        """
+        from taskvine_core.manager.caching import ResultCache
+        from taskvine_core.manager.task_cache import TasksCache
+
+        if not isinstance(cache_dir, str | os.PathLike) or not isinstance(log_file, str | os.PathLike):
+            raise UsageTypeError(f"cache_dir and log_file must be paths, not {cache_dir!r} and {log_file!r}")
+        self._results = ResultCache(TasksCache(cache_dir, log_file), self._home, list(self._tasks.values()))
+
     # ------------------------------------------------------------------ logs and display
 
     def log_txn_app(self, entry: str) -> None:
@@ -251,7 +280,7 @@ class Manager(PolicyMixin, MiniTaskMixin, ConveniencesMixin):
             piece_s = self._display.interval if left_s is None else min(left_s, self._display.interval)
             task = super()._wait(wanted, piece_s)
             self._display.update(self)
-            if task is not None or not self._tasks or (deadline is not None and time.monotonic() >= deadline):
+            if task is not None or self.empty() or (deadline is not None and time.monotonic() >= deadline):
                 return task
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from taskvine_core.logs.rundir import RunDirectory
     from taskvine_core.manager.advert import Advert
+    from taskvine_core.manager.cached_result import CachedTaskResult
+    from taskvine_core.manager.caching import ResultCache
     from taskvine_core.manager.declare import FileTable
     from taskvine_core.manager.file import FileHome
     from taskvine_core.manager.python_files import PythonFiles
@@ -32,4 +34,8 @@ class ManagerBase:
     #: Submitted and not returned by wait.
     _tasks: dict[int, Task]
     _peer_transfers: bool
+    #: Results of earlier tasks, None unless enable_tasks_cache() was called.
+    _results: ResultCache | None
+    #: Those that were found and that wait has not returned.
+    _hits: list[CachedTaskResult]
     _peers_possible: bool

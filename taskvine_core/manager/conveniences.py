@@ -83,7 +83,7 @@ class ConveniencesMixin(WaitingMixin):
 
     def _run_all(self, tasks: list[PythonTask]) -> list[Any]:
         """Submit, wait for all, outputs in order."""
-        pending = {self.submit(task) for task in tasks}
+        pending = [self.submit(task) for task in tasks]  # known results of identical tasks share an id
         others: list[Task] = []
         try:
             while pending:

@@ -95,9 +95,10 @@ class DeclareMixin(ManagerBase):
     def declare_temp(self) -> File:
         """A file that lives in worker caches only, written by one task and read by others.
 
-        With peer transfers disabled it is a local file in the staging directory instead, removed when done.
+        With peer transfers disabled, or results of tasks cached, it is a local file in the staging directory instead,
+        removed when done.
         """
-        if self._peer_transfers:
+        if self._peer_transfers and self._results is None:
             # Below this level the only copy would vanish with the task that wrote it.
             decl = FileDecl(naming.random_name("temp"), VINE_TEMP, level=VINE_CACHE_LEVEL_WORKFLOW)
             return File(self._home, decl, auto=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from taskvine_core.constants import VINE_TASK_DONE, VINE_TASK_RETRIEVED
 from taskvine_core.errors import UsageError, UsageTypeError
 from taskvine_core.manager import checks
 from taskvine_core.manager.base import ManagerBase
+from taskvine_core.manager.cached_result import CachedTaskResult
 from taskvine_core.manager.events import Submit, TaskOutcome, Undeclare
 from taskvine_core.manager.file import Bytes
 from taskvine_core.manager.task import Task
@@ -33,7 +35,7 @@ class WaitingMixin(ManagerBase):
         """Queue a task; its inputs and outputs are fixed from now on.
 
         Returns:
-            its id, >= 1.
+            its id, >= 1. Of a task whose result is known (``enable_tasks_cache``) the id of that: a str.
 
         Raises:
             UsageTypeError: not a Task.
@@ -49,10 +51,17 @@ class WaitingMixin(ManagerBase):
         runner.keep_pace()
         task._manager = self  # type: ignore[assignment]
         task.submit_finalize()
+        known = None if self._results is None else self._results.look_up(task)
+        if isinstance(known, CachedTaskResult):
+            self._hits.append(known)
+            task._id = runner.new_task_id()
+            return cast(int, known.id)  # published so, though every other id is a number
         spec = task.freeze()
         task_id = runner.new_task_id()
         self._tasks[task_id] = task
         task._id = task_id
+        if self._results is not None:
+            self._results.submitted(task, known)
         runner.post(Submit(task_id, spec))
         return task_id
 
@@ -114,6 +123,11 @@ class WaitingMixin(ManagerBase):
     def _take(self, wanted: Callable[[Task], bool] | None) -> Task | None:
         """Hand over one finished task, oldest first."""
         completed, finished, tasks = self._runner.completed, self._finished, self._tasks
+        for index, hit in enumerate(self._hits):
+            as_task = cast("Task", hit)  # it has what a program reads of one that is finished
+            if wanted is None or wanted(as_task):
+                del self._hits[index]
+                return as_task
         if wanted is None:
             if not finished and completed:
                 self._note(completed[0])
@@ -138,6 +152,8 @@ class WaitingMixin(ManagerBase):
         if outcome.stdout_path:
             outcome = self._claim_stdout(task, outcome)
         task._outcome = outcome
+        if self._results is not None:
+            self._results.returned(task)
         del self._tasks[task_id], self._finished[task_id]
         return task
 
@@ -149,15 +165,17 @@ class WaitingMixin(ManagerBase):
         task.__dict__["_stdout_file"] = Bytes(self._home, "", str(found))
         return outcome._replace(stdout_path=str(found))
 
-    def _put_back(self, task: Task) -> None:
+    def _put_back(self, task: Task | CachedTaskResult) -> None:
         """Undo ``_hand_over``: a later wait returns the task."""
-        if task._outcome is not None:
+        if isinstance(task, CachedTaskResult):
+            self._hits.append(task)
+        elif task._outcome is not None:
             self._tasks[task._id] = task
             self._finished[task._id] = task._outcome
 
     def empty(self) -> bool:
         """True when every submitted task was returned by wait."""
-        return not self._tasks
+        return not self._tasks and not self._hits
 
     def hungry(self) -> int:
         """How many more tasks the manager would like to have now (0: none)."""

@@ -45,6 +45,7 @@ from ndcctools.taskvine.manager import Manager as M
 from ndcctools.taskvine.task import Task as T, PythonTask, PythonTaskNoResult
 from ndcctools.taskvine.file import File
 from ndcctools.taskvine.display import StatusDisplay, JupyterDisplay
+from ndcctools.taskvine.vine_cache import CachedTaskResult, TasksCache, TransactionLog
 assert Manager is M is taskvine_core.Manager and Task is T and vine.File is File and vine.PythonTask is PythonTask
 assert vine.VINE_SCHEDULE_FILES == vine.cvine.VINE_SCHEDULE_FILES == cvine.VINE_SCHEDULE_FILES == 2
 assert cvine.VINE_RESULT_MISSING_LIBRARY == 14 << 3 and vine.__version__ == taskvine_core.__version__
