@@ -35,6 +35,7 @@ from taskvine_core.resources import ZERO
 
 #: Standard output kept with a Python task's result; a task that writes more is run again each time.
 STDOUT_MAX_BYTES = 1 << 16
+_MAY_RUN = 0o100
 
 
 class _Draft:
@@ -108,7 +109,8 @@ class ResultCache:
             text = task.std_output or ""
             if parts is not None and (not isinstance(task, PythonTask) or len(text) <= STDOUT_MAX_BYTES):
                 kept = text if isinstance(task, PythonTask) else ""
-                self._store.put(draft.finished(), parts, {**facts, "std_output": kept})
+                runs = [name for name, part in parts.items() if isinstance(part, Path) and os.access(part, os.X_OK)]
+                self._store.put(draft.finished(), parts, {**facts, "std_output": kept, "executable": runs})
         except NoFingerprintError:
             return
         except OSError as error:
@@ -167,6 +169,8 @@ class ResultCache:
             return False
         for number, file in enumerate(outputs, 1):
             _give(file, entry.parts[str(number)].read_bytes(), self._home)
+            if str(number) in entry.facts["executable"] and file._decl.kind == VINE_FILE:
+                os.chmod(file._decl.source, os.stat(file._decl.source).st_mode | _MAY_RUN)
         stdout = entry.facts["std_output"].encode()
         own = entry.parts[""].read_bytes()
         if isinstance(task, PythonTask):

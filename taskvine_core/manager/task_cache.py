@@ -119,7 +119,7 @@ class TasksCache:
 
         Args:
             parts: outputs by name; "" is the task's own.
-            facts: what JSON can hold.
+            facts: what JSON can hold; exit_code, std_output, command and executable (names of parts) are needed.
         """
         stored = {name: self._store(self._path(fingerprint, name), content) for name, content in parts.items()}
         self.log.append(COMPLETED, fingerprint, {**facts, "parts": stored})
@@ -157,6 +157,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
             return record if isinstance(record["event"], str) and isinstance(record["task_id"], str) else None
         usable = (isinstance(record["task_id"], str) and isinstance(record["exit_code"], int)
                   and isinstance(record["std_output"], str) and isinstance(record["command"], str)
+                  and isinstance(record["executable"], list)
                   and all(name == "" or name.isdecimal() for name in record["parts"])
                   and all(isinstance(size, int) and isinstance(digest, str)
                           for size, digest in record["parts"].values()))

@@ -139,6 +139,20 @@ def test_outputs_of_commands_come_back_where_the_program_wants_them(cluster, man
     assert second[0].output == first[0].output == "some text"
 
 
+def test_a_program_that_a_task_has_made_can_be_run_the_next_time_too(cluster, manager, tmp_path):
+    def make(manager, path):
+        task = vine.Task("printf '#!/bin/sh\\necho made' > tool; chmod 755 tool; echo plain > data")
+        task.add_output(manager.declare_file(path / "tool"), "tool")
+        task.add_output(manager.declare_file(path / "data"), "data")
+        manager.submit(task)
+        [done] = drain(manager)
+        return done.hostname, os.access(path / "tool", os.X_OK), os.access(path / "data", os.X_OK)
+
+    assert make(manager, tmp_path)[1:] == (True, False)
+    (tmp_path / "later").mkdir()
+    assert make(again(cluster, worker=False), tmp_path / "later") == ("CACHED", True, False)
+
+
 def test_a_known_output_is_the_input_of_the_next_task(cluster, manager):
     def chain(manager, suffix):
         middle = manager.declare_buffer()
@@ -310,7 +324,7 @@ def test_two_writers_of_one_log_leave_whole_lines(tmp_path):
     code = ("import sys\nfrom taskvine_core.manager.task_cache import TasksCache\n"
             "c = TasksCache('d', 'l')\n"
             "for n in range(200):\n    c.put(f'{sys.argv[1]}{n}', {'': b'x' * n}, "
-            "dict(exit_code=0, std_output='y' * 3000, command='c'))\n")
+            "dict(exit_code=0, std_output='y' * 3000, command='c', executable=[]))\n")
     writers = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path,
                                 env={**os.environ, "PYTHONPATH": str(ROOT)}) for name in "ab"]
     assert [writer.wait(60) for writer in writers] == [0, 0]
