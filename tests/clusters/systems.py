@@ -106,7 +106,8 @@ def _squeue(cluster: Cluster, states: str) -> set[str]:
 
 
 # ------------------------------------------------------------------------------------------- Grid Engine
-# Its daemon is frozen, not killed: after a kill execd is new, too, and reports no end of older jobs for minutes.
+# Its daemon is frozen, not killed. With a new qmaster the old execd is heard of after half a minute, and job deletions did
+# not reach it in another; a new execd tells of the end of older jobs up to a minute later. No fault of a factory.
 
 def _grid_engine() -> Any:
     from clusters.gridengine import GridEngine
