@@ -76,7 +76,7 @@ def times(output: Path) -> str:
         jobs.setdefault(line["job"], {}).setdefault(line["event"], line["at"])
     rows = ["| job | taken by the batch system | seen running | connected |", "| ---: | ---: | ---: | ---: |"]
     for number, seen in enumerate(jobs.values(), 1):
-        cells = [f"{seen[event] - seen['submitted']:.2f} s" if event in seen else ""
+        cells = [f"{seen[event] - seen['decided']:.2f} s" if event in seen else ""
                  for event in ("accepted", "running", "connected")]
         rows.append(f"| {number} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
