@@ -106,8 +106,8 @@ def _squeue(cluster: Cluster, states: str) -> set[str]:
 
 
 # ------------------------------------------------------------------------------------------- Grid Engine
-# Its daemon is frozen, not killed. With a new qmaster the old execd is heard of after half a minute, and job deletions did
-# not reach it in another; a new execd tells of the end of older jobs up to a minute later. No fault of a factory.
+# Its daemon is frozen, not killed. With a new qmaster the old execd is heard of after half a minute, and job deletions
+# did not reach it in another; a new execd tells of the end of older jobs a minute late. No fault of a factory.
 
 def _grid_engine() -> Any:
     from clusters.gridengine import GridEngine
