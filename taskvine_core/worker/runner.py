@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from taskvine_core.constants import VINE_RESULT_FORSAKEN
-from taskvine_core.errors import DiskFullError, IntegrityError, LocalProtocolError, SandboxError, VineError
+from taskvine_core.errors import DiskFullError, IntegrityError, SandboxError, VineError
 from taskvine_core.model.tasks import KIND_PYTHON
 from taskvine_core.protocol import messages as m
-from taskvine_core.protocol.messages import Message, WorkerHello
+from taskvine_core.protocol.messages import WorkerHello
 from taskvine_core.records import NamedTuple
 from taskvine_core.worker import events as e
 from taskvine_core.worker.children import Children, memory_of, sandbox_of, share_mb
@@ -27,9 +25,11 @@ from taskvine_core.worker.encoded import Environments
 from taskvine_core.worker.environment import device_names, task_environment
 from taskvine_core.worker.finder import Finder
 from taskvine_core.worker.jobs import DISK_MARGIN_MB, Jobs
-from taskvine_core.worker.link import CONNECT_TIMEOUT_S, Link, LinkLost, Wire
+from taskvine_core.worker.line import Line, LineSettings
+from taskvine_core.worker.link import Wire
 from taskvine_core.worker.pool import Mailbox, Pool
 from taskvine_core.worker.sandbox import InputLost, Sandbox, Sandboxes
+from taskvine_core.worker.sources import Sources
 from taskvine_core.worker.store import Store, tree_size
 from taskvine_core.worker.warm import ENDED, NO_FORK, Interpreter, Warm
 
@@ -49,13 +49,8 @@ DISK_PLENTY_MB = 1024
 DISK_CHECK_S = 0.1
 #: How long the last messages may take to leave when the worker goes.
 LAST_WORDS_S = 2.0
-EVENTS_PER_TURN = 64
 #: How Grid Engine says that an end is near, up to three times each: a second one is no second wish.
 NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
-#: While more tasks wait here than run, nobody is held up when the ends of short ones are told together: a report costs
-#: manager and worker a system call, a wake-up and a frame each. Held no longer than this, and never the last ones.
-HOLD_REPORTS_S = 0.005
-HOLD_REPORTS_MAX = 32
 
 
 class RunnerSettings(NamedTuple):
@@ -103,7 +98,6 @@ class Runner:
         self._store = store
         self._jobs = jobs
         self._mailbox = mailbox
-        self._finder = finder
         self._now = clock
         self._say = say
         self._children = Children()
@@ -113,31 +107,26 @@ class Runner:
         self._active: dict[int, Active] = {}
         self._run_of_pid: dict[int, int] = {}
         self._live_paths: set[str] = set()
-        self._link: Link | None = None
-        self._outbox: list[Message] = []
-        self._held_since = 0.0
-        self._urgent = False                # the outbox holds more than ends of tasks
         self._events: deque[e.Event] = deque()
         self._to_collect: deque[e.Collect] = deque()
         self._exit: e.Exit | None = None
-        self._epoll = select.epoll()
-        self._sources: dict[int, Callable[[int], None]] = {}
-        self._link_mask = 0
-        self._last_trouble = ""
+        self._sources = Sources()
+        line = LineSettings(settings.secret, settings.hello, settings.wire, root)
+        self._line = Line(line, finder, jobs, self._sources, self._events, clock, say, self._is_busy)
         self._disk_check_at = 0.0
-        self._warm = Warm(self._children, root, settings.base_env, self._watch_interpreter, self._forget_source)
+        self._warm = Warm(self._children, root, settings.base_env, self._watch_interpreter, self._sources.forget)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: deque[int] = deque()
         self._noticed = False
         self._actions: dict[type, Callable[[Any], None]] = {
-            e.Send: self._send, e.SendReport: self._send_report, e.StartRun: self._start_run, e.KillRun: self._kill_run,
+            e.Send: self._line.send, e.SendReport: self._line.send_report, e.Connect: self._line.connect,
+            e.Disconnect: self._line.disconnect, e.StartRun: self._start_run, e.KillRun: self._kill_run,
             e.Collect: self._collect_later, e.DropRun: self._drop_run, e.StoreInline: self._store_inline,
             e.StartFetch: jobs.start_fetch, e.CancelFetch: lambda a: jobs.cancel_fetch(a.job), e.Commit: self._commit,
             e.Discard: lambda a: store.discard(store.transfer_path(a.serial)), e.RemoveObjects: self._remove_objects,
             e.Relevel: lambda a: store.relevel(a.name, a.level), e.StartUpload: jobs.start_upload,
             e.MeasureDisk: self._measure_disk, e.MeasureMemory: self._measure_memory,
-            e.MeasureShares: self._measure_shares, e.ReadWatched: self._read_watched, e.Connect: self._connect,
-            e.Disconnect: self._disconnect,
+            e.MeasureShares: self._measure_shares, e.ReadWatched: self._read_watched,
             e.Exit: self._leave,
         }
 
@@ -146,10 +135,10 @@ class Runner:
     def run(self) -> e.Exit:
         """Serve until the core says Exit; returns that action."""
         self._prepare_signals()
-        self._add_source(self._wake_read, lambda mask: self._on_wake())
-        self._add_source(self._mailbox.fd, lambda mask: self._on_mail())
+        self._sources.watch(self._wake_read, lambda mask: self._on_wake())
+        self._sources.watch(self._mailbox.fd, lambda mask: self._on_mail())
         if self._jobs.listener is not None:
-            self._add_source(self._jobs.listener.fileno(), lambda mask: self._on_first_peer())
+            self._sources.watch(self._jobs.listener.fileno(), lambda mask: self._on_first_peer())
         self._events.append(e.Tick())
         try:
             while self._exit is None:
@@ -160,24 +149,21 @@ class Runner:
 
     def _turn(self) -> None:
         self._digest()
-        self._flush()
+        self._line.flush()
         if self._events or self._exit is not None:
             return
         now = self._now()
-        due = self._core.next_wakeup()
-        if self._held_since:
-            due = min(due, self._held_since + HOLD_REPORTS_S)
-        if self._link is not None and not self._link.welcomed:
-            due = min(due, self._link.deadline)
-        for fd, mask in self._epoll.poll(max(0.0, min(due - now, MAX_SLEEP_S)), EVENTS_PER_TURN):
-            source = self._sources.get(fd)
-            if source is not None:
-                source(mask)
+        due = self._line.due(self._core.next_wakeup())
+        self._sources.poll(max(0.0, min(due - now, MAX_SLEEP_S)))
         now = self._now()
         if now >= due:
             self._events.append(e.Tick())
-        if self._link is not None and not self._link.welcomed and now >= self._link.deadline:
-            self._lose_link("the manager does not answer", False)
+        self._line.look_at_deadline(now)
+
+    def _is_busy(self) -> bool:
+        """More tasks wait here than run, and the worker stays."""
+        runs = self._core.runs
+        return runs.waiting > len(runs.active) and self._exit is None
 
     def _digest(self) -> None:
         handle, actions, events, debug = self._core.handle, self._actions, self._events, self._settings.debug
@@ -201,18 +187,10 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *NOTICES):
             signal.signal(number, lambda got, frame: self._signals.append(got))
 
-    def _add_source(self, fd: int, handler: Callable[[int], None]) -> None:
-        self._sources[fd] = handler
-        self._epoll.register(fd, select.EPOLLIN)
-
-    def _forget_source(self, fd: int) -> None:
-        if self._sources.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
-
     def _on_first_peer(self) -> None:
         """Somebody wants to fetch from here: most workers never see that and never load what answers."""
         if self._jobs.listener is not None:
-            self._forget_source(self._jobs.listener.fileno())
+            self._sources.forget(self._jobs.listener.fileno())
             self._jobs.serve_peers()
 
     def _on_mail(self) -> None:
@@ -237,155 +215,6 @@ class Runner:
             why = "the parent process is gone" if orphaned else "sigterm"
             self._events.append(e.Terminate(why, number == signal.SIGINT))
         self._reap()
-
-    # ------------------------------------------------------------------------------------------- connection
-
-    def _connect(self, action: e.Connect) -> None:
-        try:
-            target = self._finder.next_target(self._now())
-            tls = self._finder.tls_context(target)
-            deadline = self._now() + CONNECT_TIMEOUT_S
-            self._link = Link(target.host, target.port, self._settings.secret, tls, deadline, self._settings.wire)
-        except VineError as error:
-            self._link = None
-            self._not_connected(str(error), isinstance(error, LinkLost) and error.denied)
-            return
-        self._watch_link()
-
-    def _watch_link(self) -> None:
-        """(Re-)register the control connection for what it waits for; TLS may have replaced the socket object."""
-        link = self._link
-        if link is None:
-            return
-        mask = select.EPOLLIN | (select.EPOLLOUT if link.wants_write else 0)
-        if link.fileno() not in self._sources:
-            self._sources[link.fileno()] = self._on_link
-            self._epoll.register(link.fileno(), mask)
-        elif mask != self._link_mask:
-            self._epoll.modify(link.fileno(), mask)
-        self._link_mask = mask
-
-    def _on_link(self, mask: int) -> None:
-        link = self._link
-        if link is None:
-            return
-        try:
-            broken = mask & (select.EPOLLERR | select.EPOLLHUP)
-            messages, fresh = link.on_ready(bool(mask & select.EPOLLIN or broken), bool(mask & select.EPOLLOUT))
-        except LinkLost as error:
-            self._lose_link(str(error), error.denied)
-            return
-        if fresh:
-            self._introduce(link)
-        if messages:
-            if not link.welcomed:
-                messages = [message for message in messages if not self._on_greeting(link, message)]
-            self._events.append(e.Received(messages))
-        self._watch_link()
-
-    def _introduce(self, link: Link) -> None:
-        host, port = link.local_address
-        hello = self._settings.hello
-        if not hello.transfer_host:
-            hello = hello._replace(transfer_host=host)
-        self._events.append(e.Connected(hello))
-        self._last_trouble = ""
-        self._say(f"connected to manager {link.address[0]}:{link.address[1]} via local address {host}:{port}")
-
-    def _on_greeting(self, link: Link, message: Message) -> bool:
-        """What a manager says first. True for what stays here: a key goes neither to the core nor into its log."""
-        if type(message) is m.PeerKey:
-            link.peer_key = message
-            return True
-        if type(message) is m.Welcome:
-            link.welcomed = True
-            self._jobs.manager = (link.address[0], message.data_port)
-            self._jobs.tls = self._finder.data_tls()
-            self._jobs.protect(link.peer_key)
-        return False
-
-    def _lose_link(self, reason: str, denied: bool) -> None:
-        link = self._link
-        if link is None:
-            return
-        established = link.was_established
-        self._close_link()
-        if established:
-            self._say(f"disconnected from manager {link.address[0]}:{link.address[1]}: {reason}")
-            self._events.append(e.Disconnected(reason))
-        else:
-            self._not_connected(f"{link.address[0]}:{link.address[1]}: {reason}", denied)
-
-    def _not_connected(self, reason: str, denied: bool) -> None:
-        """Whoever started the worker reads at once why it waits, and each reason once."""
-        if reason != self._last_trouble:
-            self._last_trouble = reason
-            self._say(f"vine_worker: no manager yet, trying again: {reason}")
-        self._events.append(e.ConnectFailed(reason, denied))
-
-    def _close_link(self) -> None:
-        if self._link is not None:
-            self._forget_source(self._link.fileno())
-            self._link.close()
-            self._link = None
-        self._outbox.clear()
-        self._held_since, self._urgent = 0.0, False
-
-    def _disconnect(self, action: e.Disconnect) -> None:
-        self._flush()
-        if self._link is not None:
-            host, port = self._link.address
-            self._close_link()
-            self._say(f"disconnected from manager {host}:{port}: {action.reason}")
-
-    def _send(self, action: e.Send) -> None:
-        message = action.message
-        self._outbox.append(message)
-        if type(message) is not m.TaskDone:
-            self._urgent = True
-
-    def _send_report(self, action: e.SendReport) -> None:
-        self._outbox.append(m.ResourceReport(action.total, action.cache_mb, disk_free_mb(self._root)))
-        self._urgent = True
-
-    def _flush(self) -> None:
-        """One write for everything this turn had to say."""
-        if not self._outbox or self._hold_reports():
-            return
-        messages, self._outbox = self._outbox, []
-        self._held_since, self._urgent = 0.0, False
-        link = self._link
-        if link is None or not link.established:
-            return                  # about a manager that is gone
-        try:
-            self._send_all(link, messages)
-        except LinkLost as error:
-            self._lose_link(str(error), error.denied)
-            return
-        if link.wants_write:
-            self._watch_link()
-
-    def _hold_reports(self) -> bool:
-        """Is what waits to be sent only ends of tasks, and is there work enough to go on meanwhile?"""
-        runs = self._core.runs
-        if runs.waiting <= len(runs.active) or len(self._outbox) >= HOLD_REPORTS_MAX or self._exit is not None:
-            return False
-        if self._urgent:
-            return False
-        now = self._now()
-        if not self._held_since:
-            self._held_since = now
-        return now < self._held_since + HOLD_REPORTS_S
-
-    def _send_all(self, link: Link, messages: list[Message]) -> None:
-        try:
-            link.send(messages)
-        except LocalProtocolError:
-            for message in messages:
-                try:
-                    link.send([message])
-                except LocalProtocolError as error:
-                    link.send([_in_brief(message, str(error))])
 
     # ------------------------------------------------------------------------------------------- runs
 
@@ -476,7 +305,7 @@ class Runner:
         return bool(self._live_paths)      # it hides where it comes from: it goes when nothing runs any more
 
     def _watch_interpreter(self, fd: int, interpreter: Interpreter) -> None:
-        self._add_source(fd, lambda mask: self._on_interpreter(interpreter))
+        self._sources.watch(fd, lambda mask: self._on_interpreter(interpreter))
 
     def _on_interpreter(self, interpreter: Interpreter) -> None:
         replies = interpreter.receive()
@@ -623,9 +452,7 @@ class Runner:
     def _shut_down(self) -> None:
         """Say what is left to say, end every process."""
         signal.set_wakeup_fd(-1)
-        if self._link is not None and self._link.established:
-            self._flush()
-        self._close_link()
+        self._line.last_words()
         self._warm.close()
         for active in self._active.values():
             if active.pid:
@@ -633,14 +460,3 @@ class Runner:
         self._live_paths.clear()
         self._children.finish(LAST_WORDS_S)
         self._jobs.close()
-
-
-
-def _in_brief(message: Message, why: str) -> Message:
-    """What to send instead of a message that is larger than a frame."""
-    if isinstance(message, m.CacheOffer):
-        return m.CacheOffer(message.entries[:len(message.entries) // 16])
-    if isinstance(message, m.TaskDone):
-        return message._replace(result=VINE_RESULT_FORSAKEN, exit_code=-1, outputs=(), missing=(), stdout=b"",
-                                error=why)
-    raise LinkLost(f"a message cannot be sent: {why}")
