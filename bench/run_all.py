@@ -38,6 +38,7 @@ BENCHES = {
     "submit": Bench("bench_submit.py", True, ("--count", "2000", "--python-count", "200", "--wait", "0.1")),
     "latency": Bench("bench_latency.py", True, ("--count", "5")),
     "dag": Bench("bench_dag.py", True, ("--width", "4", "--layers", "3", "--work", "0.05")),
+    "chain": Bench("bench_chain.py", True, ("--length", "5", "--chains", "2")),
     "attack": Bench("bench_attack.py", True, ("--count", "20", "--size", "3", "--kills", "1", "--span", "0.2")),
     "worker_start": Bench("bench_start.py", True, ()),
     "workers": Bench("bench_workers.py", True, ("--workers", "2", "--tasks", "20", "--idle", "0.1")),

@@ -169,7 +169,6 @@ WITHOUT_EFFECT = {
     "prefer-dispatch": "dispatch never waits for the program to take results",
     "resource-management-interval": "workers report changes by themselves, at most every 30 s",
     "short-timeout": "no exchange blocks the manager; a handshake has 10 s",
-    "task-groups": "chains of tasks pay a round trip per link",
     "transfer-temps-recovery": "always done: a leaving worker's only copies are taken first",
     "update-interval": "a manager's advertisement is a local file, renewed every 5 s",
     "watch-library-logfiles": "there are no libraries yet",

@@ -53,8 +53,7 @@ class Balance:
                 surplus -= 1
 
     def _reads(self, worker: WorkerRecord, file: FileRecord) -> bool:
-        return any(mount.name == file.name for group in (worker.running, worker.queued)
-                   for task in group.values() for mount in task.spec.inputs)
+        return any(mount.name == file.name for task in worker.tasks() for mount in task.spec.inputs)
 
     def _shift(self, file: FileRecord, source: WorkerRecord) -> None:
         """Copy to the worker with most free disk that would still hold less than the source; cleaning drops the

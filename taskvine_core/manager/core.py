@@ -9,7 +9,7 @@ Invariants (checked after every event in tests and in the simulator): invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -52,6 +52,7 @@ class ManagerCore:
         self.lineage.staging = self.staging
         self.contents = Contents(books, self.staging, self.lineage)
         self.dispatcher = Dispatcher(books, self.placement, self.lineage, self.staging)
+        self.groups = self.dispatcher.groups
         self.balance = Balance(books, self.staging)
         self.completion = Completion(books, self.dispatcher, self.staging, self.balance)
         self.fleet = Fleet(books, self.dispatcher, self.placement, self.staging, manager_id, name, self._lost_uploads)
@@ -78,6 +79,7 @@ class ManagerCore:
             on_event[type(event)](event)
         if self.contents.wanted:
             self.contents.settle()
+        self.groups.settle()
         self.dispatcher.dispatch()
         if self.books.leaving:
             self.fleet.check_draining()
@@ -217,7 +219,7 @@ class ManagerCore:
 
     def _recalled(self, worker: WorkerRecord, message: msg.Recalled) -> None:
         for task_id in message.task_ids:
-            task = worker.queued.get(task_id) or worker.running.get(task_id)
+            task = worker.queued.get(task_id) or worker.following.get(task_id) or worker.running.get(task_id)
             if task is not None:
                 self.dispatcher.take_back(task)
 
@@ -263,7 +265,7 @@ class ManagerCore:
             worker = self.books.workers[key]
             if event.path and path_for(file.decl.source, worker.hello.os, worker.hello.arch) != event.path:
                 continue
-            for task in self.dispatcher.tasks_at(worker, file):
+            for task in self._readers_at(worker, file):
                 self.books.send(worker, msg.Kill((task.id,)))
                 self.dispatcher.release(task)
                 assert task.run is not None
@@ -272,6 +274,12 @@ class ManagerCore:
             self.staging.unlink(file, worker)
         if not event.path:
             file.at_manager = False
+
+    def _readers_at(self, worker: WorkerRecord, file: FileRecord) -> Iterator[TaskRecord]:
+        """Tasks sent to a worker that read the file, without those that ended with one before them."""
+        for task in self.dispatcher.tasks_at(worker, file):
+            if task.run is not None and task.run.worker is worker:
+                yield task
 
     # ------------------------------------------------------------------ what staging tells (Needs)
 
@@ -298,12 +306,12 @@ class ManagerCore:
     def cannot_take(self, worker: WorkerRecord, file: FileRecord, reason: str) -> None:
         """The worker cannot hold the file: run its tasks elsewhere."""
         self.dispatcher.rest_worker(worker)
-        for task in self.dispatcher.tasks_at(worker, file):
+        for task in self._readers_at(worker, file):
             self.dispatcher.forsake(task, f"input {file.name}: {reason}", tell_worker=True)
 
     def unfetchable(self, worker: WorkerRecord, file: FileRecord, reason: str) -> None:
         """The file cannot be had: its tasks count it as forsaken and try later."""
-        for task in self.dispatcher.tasks_at(worker, file):
+        for task in self._readers_at(worker, file):
             self.dispatcher.forsake(task, f"input {file.decl.source or file.name}: {reason}", tell_worker=True)
 
     def worker_is_bad(self, worker: WorkerRecord) -> None:

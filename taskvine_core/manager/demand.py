@@ -212,7 +212,7 @@ def _worker(core: ManagerCore, worker: WorkerRecord) -> Record:
     return {
         "worker_id": worker.id, "job_id": worker.hello.job_id, "factory_name": worker.hello.factory_name,
         "hostname": worker.hello.hostname, "state": worker_state(worker), "idle_s": idle_s(worker, core.books.now),
-        "tasks_running": len(worker.running) + len(worker.queued), "load": _load(worker), "cache_mb": worker.cache_mb,
+        "tasks_running": worker.sent, "load": _load(worker), "cache_mb": worker.cache_mb,
         "sole_mb": -(-sole // MB), "end_time": worker.end_time, **_resources(worker.totals),
     }
 

@@ -26,6 +26,7 @@ from taskvine_core.constants import (
 )
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.events import CancelUpload, Complete, TaskOutcome, TaskTimes
+from taskvine_core.manager.groups import Groups
 from taskvine_core.manager.lineage import Lineage
 from taskvine_core.manager.placement import Placement
 from taskvine_core.manager.ready import Family, Level, Shape
@@ -66,6 +67,7 @@ class Dispatcher:
         self._ends: list[tuple[float, int]] = []
         self._stale: deque[tuple[float, int, int]] = deque()
         self._held_back = False  # by max-concurrent, in the last pass
+        self.groups = Groups(books, self, placement, staging)
 
     # ------------------------------------------------------------------ into the queue
 
@@ -81,6 +83,8 @@ class Dispatcher:
             heappush(self._ends, (task.spec.time_end_s, task.id))
         if self.lineage.admit(task):
             self.enqueue(task, front=False)
+        elif books.tuning.task_groups:
+            self.groups.join(task)
 
     def enqueue(self, task: TaskRecord, *, front: bool) -> None:
         """Its inputs exist: queue it, or note when it may be queued."""
@@ -258,7 +262,13 @@ class Dispatcher:
         depth = min(QUEUE_AHEAD_MAX, int(QUEUE_AHEAD_S * max(1, len(worker.running)) / max(pace, SHORTEST_S)))
         return len(worker.queued) < depth
 
-    def _commit(self, task: TaskRecord, worker: WorkerRecord, allocation: Resources, *, queued: bool) -> None:
+    def send_after(self, task: TaskRecord, worker: WorkerRecord, allocation: Resources) -> None:
+        """Send a task to a worker where tasks that it was sent before make what this one reads."""
+        self.lineage.wait_no_more(task)
+        self._commit(task, worker, allocation, queued=True, following=True)
+
+    def _commit(self, task: TaskRecord, worker: WorkerRecord, allocation: Resources, *, queued: bool,
+                following: bool = False) -> None:
         """Send a task to a worker."""
         books, spec = self.books, task.spec
         task.to(VINE_TASK_RUNNING)
@@ -270,7 +280,9 @@ class Dispatcher:
             del worker.free_gpus[: allocation.gpus]
         run = task.run = Run(worker, allocation, gpus, queued, books.now)
         books.categories.get(spec.category).running += 1
-        if queued:
+        if following:
+            worker.following[task.id] = task
+        elif queued:
             worker.queued[task.id] = task
             self._stale.append((books.now + QUEUE_STALE_S, task.id, task.sent))
         else:
@@ -278,8 +290,9 @@ class Dispatcher:
             worker.in_use = worker.in_use.plus(allocation)
             books.index.update(worker, books.now)
         for mount in spec.inputs:
-            if worker.key not in books.files[mount.name].replicas:
-                self.staging.bring(books.files[mount.name], worker)
+            file = books.files[mount.name]
+            if worker.key not in file.replicas and (file.available or not following):
+                self.staging.bring(file, worker)
         want_inline, levels = self._outputs(task)
         run.levels = levels
         books.send(worker, Dispatch(task.id, task.sent, spec, allocation, gpus, want_inline, levels))
@@ -287,6 +300,8 @@ class Dispatcher:
         stats.tasks_dispatched += 1
         books.observer.task_running(books.now, task.id, worker.key, task.attempts, spec, task.exhausted, allocation,
                                     run.commit_start, 0.0, 0)
+        if books.tuning.task_groups and not following:
+            self.groups.extend(task)
 
     def _outputs(self, task: TaskRecord) -> tuple[tuple[str, ...], tuple[int, ...]]:
         outputs = task.spec.outputs
@@ -305,7 +320,10 @@ class Dispatcher:
         assert run is not None
         worker, books = run.worker, self.books
         books.categories.get(task.spec.category).running -= 1
-        if worker.queued.pop(task.id, None) is None:
+        if run.successor is not None:
+            self.groups.loose.append(run.successor)
+            run.successor = None
+        if worker.queued.pop(task.id, None) is None and worker.following.pop(task.id, None) is None:
             worker.running.pop(task.id, None)
             worker.in_use = worker.in_use.minus(run.allocation)
             worker.free_gpus.extend(gpu for gpu in run.gpus if int(gpu) < worker.totals.gpus)
@@ -318,6 +336,7 @@ class Dispatcher:
 
     def _move_up(self, worker: WorkerRecord) -> None:
         """The worker starts its queue in order as room allows; follow it in the books."""
+        books = self.books
         while worker.queued:
             task = next(iter(worker.queued.values()))
             run = task.run
@@ -328,6 +347,19 @@ class Dispatcher:
             run.queued = False
             worker.running[task.id] = task
             worker.in_use = worker.in_use.plus(run.allocation)
+            if books.tuning.task_groups:
+                self.groups.extend(task)
+
+    def move_in(self, task: TaskRecord) -> None:
+        """What a task that was sent along waited for is there: it stands in the worker's queue now."""
+        run = task.run
+        assert run is not None
+        worker = run.worker
+        del worker.following[task.id]
+        worker.queued[task.id] = task
+        self._stale.append((self.books.now + QUEUE_STALE_S, task.id, task.sent))
+        self._move_up(worker)
+        self.books.index.update(worker, self.books.now)
 
     def note_pace(self, category: str, execute_s: float) -> None:
         """Learn how long tasks of a category run."""
@@ -506,8 +538,7 @@ class Dispatcher:
 
     def tasks_at(self, worker: WorkerRecord, file: FileRecord) -> list[TaskRecord]:
         """Tasks sent to a worker that read the file."""
-        return [task for group in (worker.running, worker.queued) for task in group.values()
-                if any(mount.name == file.name for mount in task.spec.inputs)]
+        return [task for task in worker.tasks() if any(mount.name == file.name for mount in task.spec.inputs)]
 
     def rest_worker(self, worker: WorkerRecord) -> None:
         """Give a worker that could not run something a rest, longer each time."""

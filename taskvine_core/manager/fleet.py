@@ -163,7 +163,7 @@ class Fleet:
         self._count_removal(worker, reason, was_leaving)
         books.observer.worker_removed(books.now, worker.key, self._removal_reason(worker, reason, was_leaving))
         self.lost_uploads(self.staging.worker_gone(worker))
-        for task in list(worker.queued.values()):
+        for task in [*worker.queued.values(), *worker.following.values()]:
             self.dispatcher.take_back(task)
         for task in list(worker.running.values()):
             self.dispatcher.lose(task)
@@ -208,8 +208,8 @@ class Fleet:
         self.books.index.remove(worker)
         self.draining[worker.key] = worker
         self.staging.copies.drains(worker)
-        if worker.queued:
-            self.books.send(worker, Recall(tuple(worker.queued)))
+        if worker.queued or worker.following:
+            self.books.send(worker, Recall((*worker.queued, *worker.following)))
 
     def undrain(self, worker: WorkerRecord) -> None:
         """Take a drain back."""

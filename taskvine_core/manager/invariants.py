@@ -14,7 +14,7 @@ from taskvine_core.constants import (
 )
 from taskvine_core.manager.books import Books
 from taskvine_core.manager.core import ManagerCore
-from taskvine_core.manager.records import TO_MANAGER, WorkerRecord
+from taskvine_core.manager.records import TO_MANAGER, TaskRecord, WorkerRecord
 from taskvine_core.manager.staging import KEPT_OVERHEAD_BYTES
 from taskvine_core.manager.states import REPLICA_READY, WORKER_DRAINING
 from taskvine_core.resources import ZERO
@@ -48,8 +48,11 @@ def _check_tasks(core: ManagerCore) -> None:
             assert task.run is not None
             holder = task.run.worker
             assert holder.key in books.workers, f"task {task.id} runs at a worker that is gone"
-            assert (task.id in holder.running) != (task.id in holder.queued), f"task {task.id} is not at its worker"
-            assert (task.id in holder.queued) == task.run.queued
+            places = (holder.running, holder.queued, holder.following)
+            assert sum(task.id in place for place in places) == 1, f"task {task.id} is not at its worker"
+            assert (task.id not in holder.running) == task.run.queued
+            if task.id in holder.following:
+                _check_following(task, holder)
         elif task.state == VINE_TASK_WAITING_RETRIEVAL:
             assert task.run is not None and task.run.uploads, f"task {task.id} waits for nothing"
             assert task.id in task.run.worker.retrieving
@@ -57,6 +60,11 @@ def _check_tasks(core: ManagerCore) -> None:
     assert ready == books.ready.count, f"{ready} tasks stand in the queue, it says {books.ready.count}"
     assert blocked == core.lineage.blocked, f"{blocked} tasks are blocked, lineage says {core.lineage.blocked}"
     assert users == core.user_tasks, f"{users} user tasks, counter says {core.user_tasks}"
+
+
+def _check_following(task: TaskRecord, worker: WorkerRecord) -> None:
+    before = [other for other in worker.tasks() if other.run is not None and other.run.successor is task]
+    assert before, f"task {task.id} waits at {worker.id} and follows nothing there"
 
 
 def _check_queue(books: Books) -> None:

@@ -172,6 +172,14 @@ class Lineage:
             file.recovery = None
         self._look_at(file, task.id in self._hopeless)
 
+    def wait_no_more(self, task: TaskRecord) -> None:
+        """It is sent to where its inputs are being made; it is not to be woken when they are there."""
+        for mount in task.spec.inputs:
+            file = self.books.files[mount.name]
+            if file.waiters is not None:
+                file.waiters = [waiter for waiter in file.waiters if waiter is not task] or None
+        self._unblock(task)
+
     def _unblock(self, task: TaskRecord) -> None:
         """Its entries among the waiters are skipped when they are met: no walk over a million waiters here."""
         task.blocked = 0

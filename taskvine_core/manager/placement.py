@@ -122,6 +122,19 @@ class Placement:
             return False
         return not (worker.end_time and family.time_min_s and worker.end_time < now + family.time_min_s)
 
+    def room_after(self, task: TaskRecord, before: Resources, worker: WorkerRecord, now: float) -> Resources | None:
+        """The allocation of a task that takes the place of one with the allocation ``before``; None when it cannot."""
+        spec = task.spec
+        if task.exhausted or worker.bucket < 0 or not worker.features.issuperset(spec.features):
+            return None
+        if worker.end_time and spec.time_min_s and worker.end_time < now + spec.time_min_s:
+            return None
+        available_disk = worker.totals.disk_mb - worker.cache_mb - self.input_bytes(task) // MB
+        allocation = self._allocate(task, worker.totals, available_disk)
+        if allocation.gpus > 0 or allocation.cores > before.cores or allocation.memory_mb > before.memory_mb:
+            return None
+        return allocation if self.fits_empty(allocation, worker) else None
+
     def room_at(self, task: TaskRecord, shape: Shape, worker: WorkerRecord, now: float) -> Resources | None:
         """The allocation if the task can run there now, else None."""
         if not self.eligible(shape.family, worker, now):

@@ -7,6 +7,8 @@ Slots everywhere: a million waiting tasks are a million TaskRecords.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from taskvine_core.constants import (
@@ -78,6 +80,7 @@ class Run:
         "start",
         "stdout",
         "stdout_path",
+        "successor",
         "uploads",
         "worker",
     )
@@ -90,6 +93,7 @@ class Run:
         self.allocation = allocation
         self.gpus = gpus
         self.queued = queued  # beyond the worker's free room: waits in the worker's own queue
+        self.successor: TaskRecord | None = None  # sent along: it reads what this run makes (task-groups)
         self.commit_start = self.commit_end = now
         self.start = self.end = self.retrieval = 0.0
         self.result = 0
@@ -151,6 +155,7 @@ class WorkerRecord:
         "end_time",
         "features",
         "files",
+        "following",
         "free_gpus",
         "hello",
         "host",
@@ -198,6 +203,7 @@ class WorkerRecord:
         self.end_time = hello.end_time
         self.running: dict[int, TaskRecord] = {}
         self.queued: dict[int, TaskRecord] = {}
+        self.following: dict[int, TaskRecord] = {}  # sent, and wait there for what a task before them makes
         self.retrieving: dict[int, TaskRecord] = {}
         self.files: dict[str, FileRecord] = {}
         self.offered: dict[str, CacheEntry] = {}
@@ -223,7 +229,16 @@ class WorkerRecord:
     @property
     def busy(self) -> bool:
         """Has tasks in any stage."""
-        return bool(self.running or self.queued or self.retrieving)
+        return bool(self.running or self.queued or self.following or self.retrieving)
+
+    @property
+    def sent(self) -> int:
+        """Tasks that it was sent and that have not ended."""
+        return len(self.running) + len(self.queued) + len(self.following)
+
+    def tasks(self) -> Iterator[TaskRecord]:
+        """Those."""
+        return chain(self.running.values(), self.queued.values(), self.following.values())
 
     def peer_address(self) -> str:
         """host:port where other workers fetch from it, "" when it cannot serve."""

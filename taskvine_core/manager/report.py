@@ -27,7 +27,7 @@ STATE_TEXT = ("idle", "draining", "draining")
 
 def hungry_now(books: Books) -> int:
     """Section 9.7 on the current books."""
-    running = sum(len(w.running) + len(w.queued) for w in books.workers.values())
+    running = sum(w.sent for w in books.workers.values())
     waiting = len(books.tasks) - running - _retrieving(books)
     depth = books.tuning.attempt_schedule_depth
     ready = Counter(task.spec.resources for task in islice(books.ready.tasks(), depth))
@@ -62,7 +62,7 @@ def refresh_stats(core: ManagerCore) -> None:
     stats.workers_init = sum(1 for w in workers if w.bucket < 0 and not w.state and not w.blocked and not w.not_before)
     stats.workers_busy = sum(1 for w in workers if w.busy)
     stats.workers_idle = stats.workers_connected - stats.workers_busy
-    stats.tasks_running = sum(len(w.running) + len(w.queued) for w in workers)
+    stats.tasks_running = sum(w.sent for w in workers)
     stats.tasks_with_results = _retrieving(books)
     stats.tasks_on_workers = stats.tasks_running + stats.tasks_with_results
     stats.tasks_waiting = len(books.tasks) - stats.tasks_on_workers
@@ -148,7 +148,7 @@ def _worker(core: ManagerCore, worker: WorkerRecord) -> Record:
         "hostname": hello.hostname, "os": hello.os, "arch": hello.arch, "addrport": worker.addrport,
         "address_port": worker.addrport, "version": hello.version, "factory_name": hello.factory_name,
         "job_id": hello.job_id, "workerid": worker.id, "ncpus": worker.totals.cores,
-        "total_tasks_complete": worker.done, "total_tasks_running": len(worker.running) + len(worker.queued),
+        "total_tasks_complete": worker.done, "total_tasks_running": worker.sent,
         "total_bytes_transferred": worker.bytes_moved, "total_transfer_time": 0,
         "start_time": int(worker.joined * 1e6), "current_time": int(now * 1e6),
         "state": worker_state(worker), "idle_s": idle_s(worker, now),

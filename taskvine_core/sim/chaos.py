@@ -86,6 +86,7 @@ class Story:
         core.tuning.set("keepalive-interval", 5)
         core.tuning.set("keepalive-timeout", 5)
         core.tuning.set("temp-replica-count", rng.choice((1, 1, 2, 3)))
+        core.tuning.set("task-groups", rng.choice((0, 1)))
         core.tuning.set("immediate-recovery", rng.choice((0, 1)))
         core.tuning.set("wait-for-workers", rng.choice((0, 0, 2)))
         if rng.random() < 0.3:
