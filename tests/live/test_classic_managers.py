@@ -43,7 +43,7 @@ def test_a_manager_given_by_its_address_is_fed_when_it_is_said_to_be_classic(bed
     manager.workers = [{"factory_name": "of-somebody-else"}, {"factory_name": "of-somebody-else"}]
     factory = bed.factory("--max", 9, "--protocol", "classic", f"localhost:{manager.port}")
     wait(lambda: len(bed.workers()) == 3, "five, less two of others")
-    started = (bed.path / "started").read_text()
+    started = bed.started(3)
     assert f"localhost {manager.port}" in started and f"--from-factory {bed.name}" in started
     manager.workers += [{"factory_name": bed.name}] * 3
     asked = len(manager.asked)
@@ -78,7 +78,7 @@ def test_managers_in_a_catalog_are_served_by_name_and_with_no_name_only_our_own(
         assert first.wait(PATIENCE_S) == 0
         bed.factory("--max", 9, "--catalog", catalog.address, "-M", "theirs")
         wait(lambda: len(bed.workers()) == 2, "two for the named one")
-        assert f"-C {catalog.address} -M theirs" in (bed.path / "started").read_text()
+        assert f"-C {catalog.address} -M theirs" in bed.started(3)
     finally:
         catalog.close()
         mine.close()

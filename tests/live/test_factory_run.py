@@ -133,6 +133,12 @@ class Bed:
     def log(self) -> str:
         return (self.path / "log").read_text()
 
+    def started(self, count: int) -> str:
+        """A line of each worker that began, once ``count`` did: one is listed before it has written anything."""
+        path = self.path / "started"
+        return wait(lambda: path.exists() and (text := path.read_text()).count("\n") >= count and text,
+                    f"{count} workers have begun")
+
     def workers(self) -> dict[str, int]:
         """Job id -> pid of the workers that run."""
         return {p.tag.rsplit("/", 1)[1]: p.pid for p in proc.tagged_processes(self.name) if p.is_job}
@@ -485,7 +491,7 @@ def test_a_factory_object_with_a_site_file_starts_the_files_pools_for_the_manage
     factory.min_workers = 4  # the file's word counts
     with factory:
         wait(lambda: len(bed.workers()) == 2, "two workers")
-        assert "-M by-name" in (bed.path / "started").read_text()
+        assert "-M by-name" in bed.started(1)
         with pytest.raises(AttributeError, match=r"site\.toml"):
             factory.max_workers = 3
         site.write_text(f"{pool}3\n")
