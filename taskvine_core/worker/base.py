@@ -5,6 +5,8 @@ Owns eviction and the report about it. Must not know orders or events.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from taskvine_core.protocol import messages as m
 from taskvine_core.records import NamedTuple
 from taskvine_core.resources import Resources
@@ -32,7 +34,7 @@ class CoreSettings(NamedTuple):
     life: LifeSettings = LifeSettings()
 
 
-class CoreBase:
+class CoreBase(ABC):
     """The books of one worker. The parts built on it are never used alone."""
 
     def __init__(self, settings: CoreSettings, kept: tuple[m.CacheEntry, ...], now: float) -> None:
@@ -56,13 +58,13 @@ class CoreBase:
         for entry in kept:
             self.cache.store(entry.name, entry.level, entry.size_bytes, entry.sha256, now)
 
+    @abstractmethod
     def _refuse(self, run: Run, reason: str) -> None:
         """A queued run cannot start any more: say so."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _kill_run(self, run: Run) -> None:
         """End a run in silence."""
-        raise NotImplementedError
 
     @property
     def busy(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from api_support import Cluster
+from factory_bed import Bed, StandInManager
 
 
 @pytest.fixture
@@ -27,3 +28,20 @@ def module_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
         made = Cluster(directory)
         yield made
         made.close()
+
+
+@pytest.fixture
+def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
+    """A place for the factories of one test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made = Bed(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def stand_in(bed: Bed) -> Iterator[StandInManager]:
+    """A manager whose need the test decides."""
+    made = StandInManager()
+    yield made
+    made.close()

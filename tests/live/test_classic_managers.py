@@ -5,25 +5,16 @@ from __future__ import annotations
 import getpass
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from classic_manager import CatalogServer, ClassicManager
-from test_factory_run import PATIENCE_S, Bed, wait
+from factory_bed import PATIENCE_S, Bed, wait
 
 from taskvine_core.errors import RemoteProtocolError
 from vine_factory import classic_link
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture
-def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    made = Bed(tmp_path)
-    yield made
-    made.end()
 
 
 @pytest.fixture

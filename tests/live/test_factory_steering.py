@@ -11,12 +11,11 @@ import stat
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_factory_run import PATIENCE_S, Bed, StandInManager, wait
+from factory_bed import PATIENCE_S, Bed, StandInManager, wait
 
 from taskvine_core.errors import ConfigError
 from vine_factory import control
@@ -25,18 +24,8 @@ pytestmark = pytest.mark.live
 
 
 @pytest.fixture
-def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    made = Bed(tmp_path)
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def manager(bed: Bed) -> Iterator[StandInManager]:
-    made = StandInManager()
-    yield made
-    made.close()
+def manager(stand_in: StandInManager) -> StandInManager:
+    return stand_in
 
 
 def command(bed: Bed, *words: str, status: int = 0) -> str:
