@@ -369,8 +369,8 @@ class FactoryCore:
         for job in self._jobs(tuple(event.refused)):
             job.retire_asked_at, job.retire_refused_at = None, now
         if event.accepted:
-            notes.append(self._note("retire", f"{event.manager}: {len(event.accepted)} idle workers are leaving",
-                                    manager=event.manager, jobs=len(event.accepted)))
+            text = f"{event.manager}: {len(event.accepted)} workers leave as soon as they are idle"
+            notes.append(self._note("retire", text, manager=event.manager, jobs=len(event.accepted)))
         for reason, count in Counter(event.refused.values()).items():
             notes.append(self._note("retire", f"{event.manager}: kept {count} workers: {reason}",
                                     manager=event.manager, jobs=count))
