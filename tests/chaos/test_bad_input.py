@@ -123,14 +123,15 @@ def test_stdout_beyond_the_limit_is_cut_and_says_so(one: Cluster, tmp_path: Path
 # ------------------------------------------------------------------------------------------- Python tasks
 
 
-def test_an_exception_of_the_function_is_the_output(one: Cluster) -> None:
+def test_an_exception_of_the_function_is_no_result_and_its_traceback_is_printed(one: Cluster) -> None:
     def fails() -> None:
         raise ValueError("on purpose")
 
     task = vine.PythonTask(fails)
     one.manager.submit(task)
     one.finish()
-    assert not isinstance(task.output, int) and "on purpose" in f"{task.output!r} {task.std_output}"
+    assert isinstance(task.output, vine.PythonTaskNoResult) and not task.successful()
+    assert task.result == "output missing" and task.exit_code == 1 and "ValueError: on purpose" in task.std_output
 
 
 def test_an_exception_that_cannot_be_pickled_still_says_what_it_was(one: Cluster) -> None:
